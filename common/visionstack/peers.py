@@ -1,0 +1,343 @@
+"""Calls to the other services of the stack: time-outs, limited retries, replicas, a circuit breaker, error translation.
+
+A `Peer` stands for one service. Each of its addresses may name several hosts in DNS; every request goes to the replica
+with the fewest requests in flight whose breaker is not open. Whatever goes wrong leaves here as a `VisionError`.
+"""
+
+import asyncio
+import logging
+import random
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx2
+import orjson
+from asgi_correlation_id import correlation_id
+
+from .errors import (
+    Overloaded,
+    ServiceUnavailable,
+    UpstreamError,
+    UpstreamTimeout,
+    VisionError,
+)
+from .schemas import ServiceStatus
+from .web import REQUEST_ID_HEADER, TIMEOUT_HEADER
+
+logger = logging.getLogger(__name__)
+
+BreakerState = Literal["closed", "open", "half-open"]
+
+_CONNECT_TIMEOUT_S = 1.0
+_FAILURES_TO_OPEN = 5
+_OPEN_S = 2.0
+_RESOLVE_EVERY_S = 5.0
+# Below uvicorn's keep-alive of 75 s as the stack starts it, so that a reused connection is rarely a closed one.
+_KEEPALIVE_EXPIRY_S = 30.0
+# At most every tenth request may be a retry, or retries would multiply an overload.
+_RETRY_RATIO = 0.1
+_RETRY_RESERVE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A successful answer: the status, below 400, and the parsed JSON."""
+
+    status: int
+    body: Any
+
+
+class Breaker:
+    """Opens after consecutive failures; when open, lets one trial through after a pause."""
+
+    def __init__(
+        self,
+        failures_to_open: int = _FAILURES_TO_OPEN,
+        open_s: float = _OPEN_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._failures_to_open = failures_to_open
+        self._open_s = open_s
+        self._clock = clock
+        self._failures = 0
+        self._open_until = 0.0
+        self._trial = False
+
+    @property
+    def state(self) -> BreakerState:
+        if self._failures < self._failures_to_open:
+            return "closed"
+        return "open" if self._trial or self._clock() < self._open_until else "half-open"
+
+    def begin(self) -> None:
+        self._trial = self.state == "half-open"
+
+    def succeeded(self) -> None:
+        self._failures, self._trial = 0, False
+
+    def failed(self) -> None:
+        self._failures, self._trial = self._failures + 1, False
+        self._open_until = self._clock() + self._open_s
+
+    def abandoned(self) -> None:
+        """The call ended without saying anything about the replica (its caller left)."""
+        self._trial = False
+
+
+@dataclass(slots=True, eq=False)
+class _Replica:
+    base_url: str
+    breaker: Breaker
+    in_flight: int = 0
+
+
+class _NotSent(ServiceUnavailable):
+    """The request never reached a replica, so that another try is safe."""
+
+    def __init__(self, name: str, exc: Exception) -> None:
+        super().__init__(
+            f"The {name} service is not reachable; try again as Retry-After says.", log_detail=f"{name}: {exc!r}"
+        )
+
+
+class Peer:
+    """One service behind one or more base addresses.
+
+    `transport` replaces the network in tests, name resolution too; `clock` is the breakers' time in seconds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        urls: Sequence[str],
+        *,
+        timeout_s: float,
+        transport: httpx2.AsyncBaseTransport | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self._clock = clock
+        self._urls = tuple(url.rstrip("/") for url in urls)
+        self._timeout_s = timeout_s
+        self._resolves = transport is None
+        self._replicas = {url: _Replica(url, Breaker(clock=clock)) for url in self._urls}
+        self._resolved_at = float("-inf")
+        self._resolving: asyncio.Task[None] | None = None
+        self._retry_tokens = _RETRY_RESERVE
+        self._client = httpx2.AsyncClient(
+            transport=transport
+            or httpx2.AsyncHTTPTransport(
+                limits=httpx2.Limits(
+                    max_connections=None, max_keepalive_connections=64, keepalive_expiry=_KEEPALIVE_EXPIRY_S
+                ),
+                trust_env=False,
+            ),
+            trust_env=False,
+        )
+
+    async def aclose(self) -> None:
+        if self._resolving is not None:
+            self._resolving.cancel()
+        await self._client.aclose()
+
+    @property
+    def breaker(self) -> BreakerState:
+        """The best state among the replicas."""
+        states = {replica.breaker.state for replica in self._replicas.values()}
+        return "closed" if "closed" in states else "half-open" if "half-open" in states else "open"
+
+    async def get(self, path: str, **kwargs: Any) -> Any:
+        return (await self.call("GET", path, **kwargs)).body
+
+    async def post(self, path: str, **kwargs: Any) -> Any:
+        return (await self.call("POST", path, **kwargs)).body
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: dict[str, Any] | None = None,
+        json: Any = None,
+        content: bytes | None = None,
+        content_type: str | None = None,
+        data: dict[str, Any] | None = None,
+        files: Any = None,
+        idempotent: bool = True,
+        timeout_s: float | None = None,
+    ) -> Reply:
+        """The peer's answer.
+
+        Raises what the peer answered as its `VisionError`; `ServiceUnavailable` when no replica can be reached,
+        `UpstreamTimeout` when the answer is not complete within `timeout_s`, `UpstreamError` for anything else.
+        A request that never left is tried once more elsewhere, one that broke off only if `idempotent`.
+        """
+        timeout_s = min(timeout_s or self._timeout_s, self._timeout_s)
+        deadline = time.monotonic() + timeout_s
+        headers = {"Accept": "application/json"}
+        if (request_id := correlation_id.get()) is not None:
+            headers[REQUEST_ID_HEADER] = request_id
+        if json is not None:
+            content, content_type = orjson.dumps(json), "application/json"
+        if content_type is not None:
+            headers["Content-Type"] = content_type
+        request = {"params": params, "content": content, "data": data, "files": files}
+
+        self._retry_tokens = min(_RETRY_RESERVE, self._retry_tokens + _RETRY_RATIO)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._resolve_if_due()
+                replica = self._choose(None)
+                try:
+                    return await self._send(replica, method, path, request, headers, deadline)
+                except VisionError as error:
+                    if not self._may_retry(error, idempotent):
+                        raise
+                    await asyncio.sleep(random.uniform(0.01, 0.05))  # noqa: S311 - jitter
+                    if isinstance(error, _NotSent) and self._resolves:
+                        await self._resolve()  # a restarted container has a new address
+                    return await self._send(self._choose(replica), method, path, request, headers, deadline)
+        except TimeoutError:
+            raise UpstreamTimeout(f"The {self.name} service did not answer in time; try again.") from None
+
+    async def status(self, timeout_s: float = 1.0) -> ServiceStatus:
+        """What the peer says of itself on `/readyz`; `unavailable` when it says nothing. Never raises."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._resolve_if_due()
+                best = ServiceStatus(status="unavailable")
+                for replica in self._replicas.values():
+                    try:
+                        response = await self._client.get(f"{replica.base_url}/readyz", timeout=timeout_s)
+                        answer = ServiceStatus.model_validate_json(response.content)
+                    except (httpx2.HTTPError, ValueError):
+                        continue
+                    if answer.status == "ok":
+                        return answer
+                    best = answer
+                return best
+        except TimeoutError:
+            return ServiceStatus(status="unavailable")
+
+    def _may_retry(self, error: VisionError, idempotent: bool) -> bool:
+        broken_off = isinstance(error, UpstreamError) and error.__cause__ is not None
+        another = len(self._replicas) > 1 and isinstance(error, Overloaded | ServiceUnavailable)
+        if not (isinstance(error, _NotSent) or another or (broken_off and idempotent)) or self._retry_tokens < 1:
+            return False
+        self._retry_tokens -= 1
+        return True
+
+    def _choose(self, not_this: _Replica | None) -> _Replica:
+        usable = [replica for replica in self._replicas.values() if replica.breaker.state != "open"]
+        if len(usable) > 1 and not_this is not None:
+            usable = [replica for replica in usable if replica is not not_this]
+        if not usable:
+            raise ServiceUnavailable(f"The {self.name} service is not reachable; try again as Retry-After says.")
+        least = min(replica.in_flight for replica in usable)
+        return random.choice([replica for replica in usable if replica.in_flight == least])  # noqa: S311
+
+    async def _send(
+        self,
+        replica: _Replica,
+        method: str,
+        path: str,
+        request: dict[str, Any],
+        headers: dict[str, str],
+        deadline: float,
+    ) -> Reply:
+        left = max(0.001, deadline - time.monotonic())
+        timeout = httpx2.Timeout(left, connect=min(left, _CONNECT_TIMEOUT_S))
+        with self._observed(replica):
+            response = await self._client.request(
+                method,
+                replica.base_url + path,
+                headers={**headers, TIMEOUT_HEADER: str(int(left * 1000))},
+                timeout=timeout,
+                **request,
+            )
+        if response.status_code >= 400:
+            raise self._error_of(response)
+        try:
+            return Reply(response.status_code, orjson.loads(response.content))
+        except orjson.JSONDecodeError:
+            raise UpstreamError(log_detail=f"{self.name} answered no JSON") from None
+
+    @contextmanager
+    def _observed(self, replica: _Replica) -> Iterator[None]:
+        """Counts the request in flight, tells the breaker how it went, and translates the client's exceptions."""
+        replica.breaker.begin()
+        replica.in_flight += 1
+        try:
+            yield
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as exc:
+            replica.breaker.failed()
+            raise _NotSent(self.name, exc) from exc
+        except httpx2.TimeoutException as exc:
+            replica.breaker.failed()
+            raise UpstreamTimeout(f"The {self.name} service did not answer in time; try again.") from exc
+        except httpx2.TransportError as exc:
+            replica.breaker.failed()
+            raise UpstreamError(
+                f"The {self.name} service broke off; try again.", log_detail=f"{self.name}: {exc!r}"
+            ) from exc
+        except BaseException:
+            replica.breaker.abandoned()
+            raise
+        else:
+            replica.breaker.succeeded()
+        finally:
+            replica.in_flight -= 1
+
+    def _error_of(self, response: httpx2.Response) -> VisionError:
+        retry_after = response.headers.get("retry-after", "")
+        try:
+            problem = orjson.loads(response.content)
+        except orjson.JSONDecodeError:
+            problem = None
+        error = VisionError.from_problem(problem, retry_after=int(retry_after) if retry_after.isdecimal() else None)
+        if error is None or error.status in (401, 405, 500) or error.code == "not_found":
+            # what the peer blames on its caller is our fault, not our client's
+            return UpstreamError(
+                f"The {self.name} service failed on this request; try again.",
+                log_detail=f"{self.name} answered {response.status_code}",
+            )
+        return error
+
+    async def _resolve_if_due(self) -> None:
+        if not self._resolves or time.monotonic() - self._resolved_at < _RESOLVE_EVERY_S:
+            return
+        if self._resolving is None or self._resolving.done():
+            self._resolving = asyncio.create_task(self._resolve(), name=f"resolve-{self.name}")
+        if self._resolved_at == float("-inf"):  # later the old answer serves until the new one is there
+            await asyncio.shield(self._resolving)
+
+    async def _resolve(self) -> None:
+        found: dict[str, _Replica] = {}
+        for url in self._urls:
+            for address in await _addresses_of(url):
+                found[address] = self._replicas.get(address) or _Replica(address, Breaker(clock=self._clock))
+        if found:
+            self._replicas = found
+        self._resolved_at = time.monotonic()
+
+
+async def _addresses_of(url: str) -> list[str]:
+    """The address with its host name replaced by each IP address that the name has; itself where there is none."""
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or 80
+    try:
+        infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError:
+        return [url]
+    # a replica's IPv4 and IPv6 addresses would count as two
+    family = min(info[0] for info in infos)
+    hosts = dict.fromkeys(str(info[4][0]) for info in infos if info[0] == family)
+    return [
+        urlunsplit(parts._replace(netloc=f"[{address}]:{port}" if ":" in address else f"{address}:{port}"))
+        for address in hosts
+    ]

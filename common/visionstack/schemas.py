@@ -1,0 +1,286 @@
+"""Everything that goes over a wire, as pydantic models used by both ends.
+
+The names, bounds and defaults are the public API's. Requests refuse unknown fields, so that a typo is seen.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, StrictStr, StringConstraints
+
+DEFAULT_COLLECTION = "images"
+MAX_ORIGINAL_ID = 1024
+MAX_BATCH_ITEMS = 100
+
+CollectionName = Annotated[
+    str,
+    StringConstraints(pattern=r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,63}\z"),
+    Field(description="Letters, digits, `_` and `-`; at most 64.", examples=["images"]),
+]
+Limit = Annotated[int, Field(ge=1, le=100, description="At most so many items.")]
+Variants = Annotated[int, Field(ge=1, le=10, description="How many different captions.")]
+MaxLength = Annotated[int, Field(ge=5, le=200, description="Longest caption, in tokens.")]
+Confidence = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, description="Least confidence of a box.")]
+SearchLimit = Annotated[int, Field(ge=1, le=1000, description="At most so many results.")]
+ScoreThreshold = Annotated[
+    float, Field(allow_inf_nan=False, description="Least similarity of a result (for `euclid` and `manhattan`: the largest distance).")
+]
+ImageUrl = Annotated[
+    str,
+    Field(description="Public http or https address of an image.", examples=["https://example.com/picture.webp"]),
+]
+PointId = Annotated[
+    StrictInt | StrictStr,
+    Field(
+        description="Unsigned 64-bit integer or UUID: kept. Any other text: replaced by a UUID derived from it.",
+        examples=["img-001"],
+    ),
+]
+Metadata = dict[str, JsonValue]
+Vector = Annotated[
+    list[Annotated[float, Field(allow_inf_nan=False)]],
+    Field(min_length=1, max_length=65536, description="The embedding; as long as the collection's `vector_dim`."),
+]
+Tag = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+TagList = Annotated[
+    list[Tag], Field(min_length=1, max_length=1000, description="Choose among these tags instead of the vocabulary.")
+]
+SearchText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Answer(BaseModel):
+    """Answers tolerate fields that a newer service adds."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+# --- analysis -----------------------------------------------------------------------------------------------------
+
+
+class ClipOptions(Request):
+    limit: Limit = 5
+    tags: TagList | None = None
+
+
+class BlipOptions(Request):
+    variants: Variants = 1
+    max_length: MaxLength = 50
+
+
+class YoloOptions(Request):
+    conf: Confidence = 0.25
+
+
+class AllOptions(Request):
+    limit: Limit = 5
+    variants: Variants = 1
+    max_length: MaxLength = 50
+    conf: Confidence = 0.25
+
+
+class ClipUrlRequest(ClipOptions):
+    url: ImageUrl
+
+
+class BlipUrlRequest(BlipOptions):
+    url: ImageUrl
+
+
+class YoloUrlRequest(YoloOptions):
+    url: ImageUrl
+
+
+class AllUrlRequest(AllOptions):
+    url: ImageUrl
+
+
+class TagScore(Answer):
+    tag: str = Field(examples=["mountain"])
+    confidence: float = Field(ge=0, le=1, description="Softmax over the vocabulary.", examples=[0.41])
+
+
+class Caption(Answer):
+    caption: str = Field(examples=["a mountain under a night sky"])
+    score: float = Field(
+        gt=0, le=1, description="Exponential of the mean log-probability of the caption's tokens.", examples=[0.62]
+    )
+
+
+class Detection(Answer):
+    model_config = ConfigDict(extra="ignore", validate_by_name=True, serialize_by_alias=True)
+
+    class_name: str = Field(alias="class", examples=["dog"])
+    confidence: float = Field(ge=0, le=1, examples=[0.91])
+    bbox: tuple[float, float, float, float] = Field(
+        description="x1, y1, x2, y2 in pixels of the upright image.", examples=[[12.0, 30.5, 200.0, 220.0]]
+    )
+
+
+class ImageInfo(Answer):
+    width: int = Field(description="Pixels, as a viewer shows it.")
+    height: int
+    format: str = Field(examples=["webp"])
+
+
+class Problem(Answer):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str | None = None
+    errors: list[dict[str, str]] | None = None
+
+
+class AnalyzeAll(Answer):
+    clip: list[TagScore] | None
+    blip: list[Caption] | None
+    yolo: list[Detection] | None
+    image: ImageInfo
+    errors: dict[str, Problem] = Field(description="The problem of each service whose part is null.")
+    timings_ms: dict[str, float] = Field(description="`fetch`, `decode`, `clip`, `blip`, `yolo`, `total`.")
+
+
+# --- vectors ------------------------------------------------------------------------------------------------------
+
+
+class PointFields(Request):
+    """What a caller says about a point, however its vector comes."""
+
+    id: PointId | None = None
+    metadata: Metadata | None = None
+    collection: CollectionName = DEFAULT_COLLECTION
+
+
+class SearchFields(Request):
+    limit: SearchLimit = 5
+    score_threshold: ScoreThreshold | None = None
+    filter_metadata: Metadata | None = Field(
+        None,
+        description="Exact value, list of values (any of), or a range `{gte, lte, gt, lt}`; keys may be dotted; ANDed.",
+        examples=[{"category": "wallpaper"}],
+    )
+    collection: CollectionName = DEFAULT_COLLECTION
+
+
+class UpsertUrlRequest(PointFields):
+    url: ImageUrl
+
+
+class UpsertVectorRequest(PointFields):
+    vector: Vector
+
+
+class BatchItem(Request):
+    url: ImageUrl
+    id: PointId | None = None
+    metadata: Metadata | None = None
+
+
+class UpsertBatchRequest(Request):
+    items: list[BatchItem] = Field(min_length=1, max_length=MAX_BATCH_ITEMS)
+    collection: CollectionName = DEFAULT_COLLECTION
+
+
+class SearchUrlRequest(SearchFields):
+    url: ImageUrl
+
+
+class SearchVectorRequest(SearchFields):
+    vector: Vector
+
+
+class SearchTextRequest(SearchFields):
+    text: SearchText
+
+
+class EmbedUrlRequest(Request):
+    url: ImageUrl
+
+
+class EmbedTextRequest(Request):
+    text: SearchText
+
+
+class DeletePointsRequest(Request):
+    ids: list[PointId] = Field(min_length=1, max_length=10_000, description="Point ids or original ids.")
+    collection: CollectionName = DEFAULT_COLLECTION
+
+
+Distance = Literal["cosine", "dot", "euclid", "manhattan"]
+
+
+class CreateCollectionRequest(Request):
+    name: CollectionName
+    vector_dim: int | None = Field(None, ge=1, le=65536, description="Default: CLIP's dimension.")
+    distance: Distance = "cosine"
+
+
+class Upserted(Answer):
+    id: int | str
+    collection: str
+    original_id: str | None = Field(description="The caller's id, where it had to be replaced.")
+
+
+class BatchError(Answer):
+    error: Problem
+
+
+class Hit(Answer):
+    id: int | str
+    score: float
+    metadata: dict[str, Any]
+
+
+class Point(Answer):
+    id: int | str
+    metadata: dict[str, Any]
+    vector: list[float] | None = None
+
+
+class Collection(Answer):
+    name: str
+    vector_dim: int
+    distance: Distance
+    points_count: int
+    status: str = Field(examples=["green"])
+
+
+class Deleted(Answer):
+    deleted: int = Field(description="How many of the ids existed.")
+
+
+class CollectionDeleted(Answer):
+    deleted: bool
+
+
+class Embedding(Answer):
+    vector: list[float] = Field(description="Unit length.")
+    model: str = Field(examples=["ViT-B-32/laion2b_s34b_b79k"])
+    dim: int = Field(examples=[512])
+
+
+# --- state --------------------------------------------------------------------------------------------------------
+
+
+class ServiceStatus(Answer):
+    """What a service says of itself on `/readyz`; the gateway shows it under `services` in `/health`."""
+
+    status: Literal["ok", "loading", "failed", "unavailable"]
+    model: str | None = None
+    device: str | None = None
+    precision: str | None = None
+    circuit: Literal["closed", "open", "half-open"] | None = Field(
+        None, description="The gateway's circuit breaker towards the service; `open` refuses at once."
+    )
+
+
+class Health(Answer):
+    status: Literal["ok", "degraded", "unavailable"]
+    version: str
+    services: dict[str, ServiceStatus]
