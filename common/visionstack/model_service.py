@@ -182,12 +182,15 @@ class ModelService(Generic[KeyT, ItemT, ResultT]):
         """The body's picture as upright RGB pixels, uint8, shape (height, width, 3)."""
         if self._batcher is None:  # refuse before decoding
             raise ServiceUnavailable("The model is still loading; try again as Retry-After says.")
-        body = await request.body()
-        if not body:
-            raise InvalidImage("The request has no body; send the image's bytes.")
-        if request.headers.get("content-type") == PPM_TYPE:
-            return from_ppm(body, max_pixels=self._settings.max_image_pixels)
-        return (await self._decoder.decode(body)).pixels
+        return await self.decode(await request.body(), request.headers.get("content-type"))
+
+    async def decode(self, data: bytes, content_type: str | None) -> Pixels:
+        """The same for bytes that came in another way than as the body."""
+        if not data:
+            raise InvalidImage("The request has no picture; send the image's bytes.")
+        if content_type == PPM_TYPE:
+            return from_ppm(data, max_pixels=self._settings.max_image_pixels)
+        return (await self._decoder.decode(data)).pixels
 
 
 def create_model_app(
