@@ -1,10 +1,14 @@
-"""What all tests share: the asyncio backend and an environment without the developer's own settings."""
+"""What all tests share: an environment without the developer's own settings, and one real stack for the API tests."""
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
+import httpx2
 import pytest
 import structlog
+from image_host import ImageHost
+from local_stack import Stack
 
 # Settings come from the environment: a developer's own must not leak into a test.
 _PREFIXES = (
@@ -38,3 +42,49 @@ def clean_environment() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def image_host() -> Iterator[ImageHost]:
+    """A web server on loopback for image URLs; the stack under test may fetch from loopback."""
+    with ImageHost() as host:
+        yield host
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The five services as real processes, with the bundled models and an embedded store of their own."""
+    folder = tmp_path_factory.mktemp("stack")
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(_PREFIXES)
+    } | {
+        "API_KEY": "first-key-of-the-tests, second-key-of-the-tests",
+        "FETCH_ALLOW_NETWORKS": "127.0.0.0/8",
+        "RATE_LIMIT": "",
+        "LOG_FORMAT": "json",
+    }
+    log = folder / "stack.log"
+    with log.open("a", encoding="utf-8") as lines:
+
+        def sink(service: str, line: str) -> None:
+            lines.write(f"{service} {line}\n")
+            lines.flush()
+
+        with Stack(environment, sink=sink, data_dir=folder / "data") as running:
+            running.wait_ready(120)
+            yield running
+    _keep_log(log)
+
+
+def _keep_log(log: Path) -> None:
+    if destination := os.environ.get("STACK_LOG"):
+        Path(destination).write_bytes(log.read_bytes())
+
+
+@pytest.fixture
+def api(stack: Stack) -> Iterator[httpx2.Client]:
+    """A client of the public API that sends a valid key."""
+    stack.wait_ready(60)  # an earlier test may have killed a service
+    headers = {"X-API-Key": stack.key}
+    with httpx2.Client(base_url=stack.url, headers=headers, timeout=60, trust_env=False) as client:
+        yield client

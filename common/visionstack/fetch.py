@@ -1,41 +1,119 @@
-"""The one way in which the stack fetches a caller's URL; no other code opens a connection to the outside.
+"""The guarded download: the one way in which the stack fetches what a caller's URL names.
 
-The name is resolved once, every answer is checked, and the connection goes to a checked address, while Host, SNI and the
-certificate check keep the name. Each redirect passes the same way. Nothing of ours is sent along: no key, no cookie, no
-referrer; proxies from the environment are not used, as behind one the check of addresses would mean nothing.
+`urlguard` decides; this module makes deciding and connecting one step. Every hop resolves its host once, checks every
+answer, dials a checked address itself and asks the socket whom it reached. A connection is made for one request and
+never reused. Proxies, cookies, credentials and compression do not exist here. Whatever goes wrong leaves as a
+`VisionError` whose sentence holds nothing of the remote side but its status number.
 """
+# ruff: noqa: ASYNC109 - the signatures with a time-out are httpcore's
 
 import asyncio
-import ipaddress
+import contextlib
 import socket
 import ssl
-from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from urllib.parse import urljoin
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 import httpcore2
 
+from . import __version__
 from .errors import FetchFailed, FetchTimeout, ImageTooLarge, UnsupportedMediaType, UrlNotAllowed
-from .urlguard import FetchPolicy, IPAddress, Target, check_addresses, parse_url
+from .urlguard import FetchPolicy, IPAddress, Target, check_answers, parse_address, parse_location, parse_url
 
-Resolve = Callable[[str, int], Awaitable[list[IPAddress]]]
+Resolver = Callable[[str], Awaitable[Sequence[IPAddress]]]
+"""From an ASCII host name to all its addresses; raises `OSError` where there is none."""
 
 _DNS_TIMEOUT_S = 3.0
 _CONNECT_TIMEOUT_S = 3.0
-_MAX_ADDRESSES = 16
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_HEADERS_SENT = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "vision-stack", "Connection": "close"}
+# A silent address must not cost the others their turn (a host whose IPv6 is broken, above all).
+_NEXT_ADDRESS_AFTER_S = 1.0
+_MAX_DIALLED = 16
+_MAX_LOOKUPS = 64
+
 _MAX_HEADERS = 100
-_REFUSED_TYPES = frozenset({"image/svg+xml", "image/svg"})
+_MAX_HEAD_BYTES = 64 * 1024
+_READ_BYTES = 64 * 1024
+_MAX_PIECES = 65_536
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# The accepted formats under all the names that servers give them; which it is, the bytes say later.
+_MEDIA_TYPES = frozenset({
+    "image/apng", "image/avif", "image/avif-sequence", "image/gif", "image/jpeg", "image/jpg", "image/pjpeg", "image/png",
+    "image/vnd.mozilla.apng", "image/webp", "image/x-png",
+})  # fmt: skip
+
+
+class SystemResolver:
+    """The machine's resolver, `/etc/hosts` included, with every name taken as absolute.
+
+    A search domain would let its owner answer for any misspelt name. Each lookup has a thread of its own, because
+    `getaddrinfo` cannot be cancelled: a slow one must hold up neither others nor the end of the process.
+    """
+
+    def __init__(self, *, max_lookups: int = _MAX_LOOKUPS, hosts_file: Path = Path("/etc/hosts")) -> None:
+        self._slots = asyncio.Semaphore(max_lookups)
+        self._hosts_file = hosts_file
+
+    async def __call__(self, host: str) -> Sequence[IPAddress]:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[IPAddress]] = loop.create_future()
+
+        def finish(addresses: list[IPAddress], error: OSError | None) -> None:
+            self._slots.release()  # only now: an abandoned lookup still has its thread
+            if answer.done():
+                return
+            if error is None:
+                answer.set_result(addresses)
+            else:
+                answer.set_exception(error)
+
+        def look_up() -> None:
+            addresses: list[IPAddress] = []
+            error: OSError | None = None
+            try:
+                addresses = self._look_up(host)
+            except (OSError, UnicodeError) as exc:
+                error = exc if isinstance(exc, OSError) else OSError(str(exc))
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(finish, addresses, error)
+
+        await self._slots.acquire()
+        try:
+            threading.Thread(target=look_up, name="resolve", daemon=True).start()
+        except RuntimeError as exc:  # no more threads
+            self._slots.release()
+            raise OSError(str(exc)) from exc
+        return await answer
+
+    def _look_up(self, host: str) -> list[IPAddress]:
+        # getaddrinfo does not find an absolute name in the hosts file
+        if known := self._in_hosts_file(host):
+            return known
+        infos = socket.getaddrinfo(f"{host}.", None, type=socket.SOCK_STREAM)
+        return list(dict.fromkeys(parse_address(str(info[4][0])) for info in infos))
+
+    def _in_hosts_file(self, host: str) -> list[IPAddress]:
+        found: list[IPAddress] = []
+        try:
+            lines = self._hosts_file.read_text("utf-8", errors="replace").splitlines()
+        except OSError:
+            return found
+        for line in lines:
+            address, *names = line.partition("#")[0].split() or [""]
+            if host in (name.lower().removesuffix(".") for name in names):
+                with contextlib.suppress(ValueError):
+                    found.append(parse_address(address))
+        return found
 
 
 class Fetcher:
-    """Fetches images under a `FetchPolicy`.
+    """Downloads images; at most `max_fetches` at once, `max_per_host` of them from one host, the others wait.
 
-    `resolve` and `backend` are the seams of tests: name lookup, and what opens connections to checked addresses.
+    `resolver`, `network` and `ssl_context` are the seams to the outside world; the policy holds whatever they are.
     """
 
     def __init__(
@@ -44,154 +122,132 @@ class Fetcher:
         *,
         max_bytes: int,
         timeout_s: float,
-        max_concurrent: int = 32,
-        max_per_host: int = 4,
-        resolve: Resolve | None = None,
-        backend: httpcore2.AsyncNetworkBackend | None = None,
+        resolver: Resolver | None = None,
+        network: httpcore2.AsyncNetworkBackend | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        max_fetches: int = 32,
+        max_per_host: int = 4,
     ) -> None:
         self._policy = policy
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
-        # getaddrinfo cannot be cancelled: slow name servers may hold these threads, and no others of the process
-        self._lookups = ThreadPoolExecutor(16, thread_name_prefix="dns")
-        self._resolve = resolve or self._system_resolve
-        self._backend = backend or httpcore2.AnyIOBackend()
+        self._resolver = resolver or SystemResolver()
+        self._network = network or httpcore2.AnyIOBackend()
         self._ssl_context = ssl_context or ssl.create_default_context()
-        self._slots = asyncio.Semaphore(max_concurrent)
-        self._hosts: defaultdict[str, _HostSlots] = defaultdict(lambda: _HostSlots(asyncio.Semaphore(max_per_host)))
-
-    async def aclose(self) -> None:
-        self._lookups.shutdown(wait=False, cancel_futures=True)
+        self._slots = _Slots(max_fetches, max_per_host)
 
     async def fetch(self, url: str, *, timeout_s: float | None = None) -> bytes:
-        """The bytes of the image at a URL; whether they are one is the decoder's to say.
+        """The image's bytes as the host sent them, not looked into.
 
-        Raises `UrlNotAllowed`, `FetchFailed`, `FetchTimeout`, `ImageTooLarge` or `UnsupportedMediaType`. The time, at
-        most `timeout_s` seconds, covers everything: waiting for a slot, DNS, redirects and the body.
+        `timeout_s` (seconds, at most the fetcher's own) covers everything: waiting for a turn, every redirect's
+        lookup and connection, the last byte. Raises `UrlNotAllowed`, `FetchFailed`, `FetchTimeout`, `ImageTooLarge`,
+        `UnsupportedMediaType`.
         """
-        limit_s = min(timeout_s or self._timeout_s, self._timeout_s)
+        limit_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
         target = parse_url(url, self._policy)
         try:
-            async with asyncio.timeout(limit_s), self._slots:
-                for _ in range(self._policy.max_redirects + 1):
-                    answer = await self._get(target)
-                    if isinstance(answer, bytes):
-                        return answer
-                    target = parse_url(answer, self._policy)
-        except (TimeoutError, httpcore2.TimeoutException) as exc:
+            async with asyncio.timeout(limit_s):
+                return await self._follow(target)
+        except TimeoutError:
             raise FetchTimeout(
-                f"The image did not arrive within {limit_s:g} seconds; try again or upload the file.",
-                log_detail=repr(exc),
-            ) from exc
-        except (httpcore2.NetworkError, httpcore2.ProtocolError, ssl.SSLError, OSError) as exc:
-            raise FetchFailed(
-                "The image's host could not be reached or broke off; check the URL or try again.", log_detail=repr(exc)
-            ) from exc
-        raise UrlNotAllowed(f"The URL redirects more than {self._policy.max_redirects} times.")
+                f"The image did not arrive within {limit_s:.3g} seconds; try again or upload it as a file."
+            ) from None
 
-    async def _get(self, target: Target) -> bytes | str:
-        """The body, or the absolute URL that the host redirects to."""
-        async with self._host_slot(target.host):
-            addresses = [target.address] if target.address is not None else await self._addresses(target)
-            backend = _PinnedBackend(self._backend, addresses, target.port, self._policy)
-            async with (
-                # a pool of its own: no connection is ever used for a second request
-                httpcore2.AsyncConnectionPool(ssl_context=self._ssl_context, network_backend=backend) as pool,
-                pool.stream(
-                    b"GET",
-                    httpcore2.URL(
-                        scheme=target.scheme.encode(),
-                        host=target.host.encode(),
-                        port=target.port,
-                        target=target.path.encode(),
-                    ),
-                    headers=[(b"Host", target.host_header.encode())]
-                    + [(name.encode(), value.encode()) for name, value in _HEADERS_SENT.items()],
-                    extensions={"timeout": {"connect": _CONNECT_TIMEOUT_S}},
-                ) as response,
-            ):
-                headers = _headers(response)
-                if response.status in _REDIRECTS:
-                    if not (location := headers.get("location")):
-                        raise FetchFailed("The image's host redirects to nowhere; check the URL.")
-                    return urljoin(target.url, location)
-                self._check_head(response.status, headers)
-                return await self._read(response.aiter_stream())
+    async def aclose(self) -> None:
+        """Nothing is kept from one fetch to the next, so nothing is left to close; owners need not know that."""
 
-    def _check_head(self, status: int, headers: dict[str, str]) -> None:
-        if status != 200:
-            raise FetchFailed(f"The image's host answered with status {status}; check the URL.")
-        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if not media_type.startswith("image/") or media_type in _REFUSED_TYPES:
-            raise UnsupportedMediaType("The URL does not answer with an image; send the address of the image itself.")
-        if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-            raise FetchFailed("The image's host answered with a content encoding that was not asked for.")
-        length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self._max_bytes:
-            raise self._too_large()
-
-    async def _read(self, chunks: AsyncIterator[bytes]) -> bytes:
-        body = bytearray()
-        async for chunk in chunks:
-            body += chunk
-            if len(body) > self._max_bytes:
-                raise self._too_large()
-        return bytes(body)
-
-    def _too_large(self) -> ImageTooLarge:
-        return ImageTooLarge(f"The image may hold at most {self._max_bytes} bytes; send a smaller file.")
-
-    async def _addresses(self, target: Target) -> list[IPAddress]:
-        unresolved = UrlNotAllowed("The URL's host name does not resolve; check its spelling.")
-        try:
-            async with asyncio.timeout(_DNS_TIMEOUT_S):
-                addresses = await self._resolve(target.host, target.port)
-        except (OSError, UnicodeError) as exc:
-            if isinstance(exc, TimeoutError):
-                raise
-            raise unresolved from exc
-        if not addresses:
-            raise unresolved
-        check_addresses(addresses, target.port, self._policy)
-        return addresses[:_MAX_ADDRESSES]
-
-    async def _system_resolve(self, host: str, port: int) -> list[IPAddress]:
-        infos = await asyncio.get_running_loop().run_in_executor(
-            self._lookups, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    async def _follow(self, target: Target) -> bytes:
+        answer = await self._ask(target)
+        for _ in range(self._policy.max_redirects):
+            if isinstance(answer, bytes):
+                return answer
+            with _behind_redirect():
+                target = parse_location(answer.url, target, self._policy)
+                answer = await self._ask(target)
+        if isinstance(answer, bytes):
+            return answer
+        raise UrlNotAllowed(
+            f"The URL redirects more than {self._policy.max_redirects} times; send the one that it ends at."
         )
-        return [ipaddress.ip_address(address) for address in dict.fromkeys(str(info[4][0]) for info in infos)]
 
-    @asynccontextmanager
-    async def _host_slot(self, host: str) -> AsyncIterator[None]:
-        """One of the few fetches at a time that a host gets from us."""
-        slots = self._hosts[host]
-        slots.users += 1
-        try:
-            async with slots.semaphore:
-                yield
-        finally:
-            slots.users -= 1
-            if not slots.users:
-                del self._hosts[host]
+    async def _ask(self, target: Target) -> "bytes | _Redirect":
+        """One request over a connection of its own: the image, or where the host sends us."""
+        wire = _Wire(_MAX_HEAD_BYTES + _READ_BYTES)
+        connection = httpcore2.AsyncHTTPConnection(
+            origin=httpcore2.Origin(target.scheme.encode(), target.host.encode(), target.port),
+            ssl_context=self._ssl_context,
+            network_backend=_GuardedNetwork(target, self._policy, self._resolver, self._network, wire),
+        )
+        request = httpcore2.Request(
+            "GET",
+            httpcore2.URL(scheme=target.scheme, host=target.host, port=target.port, target=target.path_and_query),
+            headers=[
+                ("Host", target.host_header),
+                ("User-Agent", f"vision-stack/{__version__}"),
+                ("Accept", "image/*"),
+                ("Accept-Encoding", "identity"),
+                ("Connection", "close"),
+            ],
+            extensions={"timeout": {"connect": _CONNECT_TIMEOUT_S}},
+        )
+        async with self._slots.turn(target.host):
+            try:
+                with _translated(target):
+                    response = await connection.handle_async_request(request)
+                    if len(response.headers) > _MAX_HEADERS or _head_bytes(response) > _MAX_HEAD_BYTES:
+                        raise FetchFailed("The image's host sent too many headers.")
+                    if response.status in _REDIRECTS:
+                        return _Redirect.of(response)
+                    return await self._image(response, wire)
+            finally:
+                await connection.aclose()
+
+    async def _image(self, response: httpcore2.Response, wire: "_Wire") -> bytes:
+        """The body, or the reason not to read it."""
+        if response.status != 200:
+            raise FetchFailed(f"The image's host answered with status {response.status}; check the URL.")
+        if any(coding.lower() not in ("", "identity") for coding in _values(response, b"content-encoding")):
+            # decompression has no bound, and an image gains nothing from it
+            raise FetchFailed("The image's host sends the image compressed for transfer, which is not accepted.")
+        types = [value.partition(";")[0].strip().lower() for value in _values(response, b"content-type")]
+        if not types or not _MEDIA_TYPES.issuperset(types):
+            raise UnsupportedMediaType(
+                "The URL does not answer with an image of an accepted type; send the URL of the image file itself."
+            )
+        too_large = ImageTooLarge(f"The image may hold at most {self._max_bytes} bytes; send a smaller file.")
+        # one valid number: h11 has seen to it
+        if any(int(length) > self._max_bytes for length in _values(response, b"content-length")):
+            raise too_large
+
+        wire.allow(2 * self._max_bytes)
+        received, pieces = 0, []
+        async with contextlib.aclosing(response.aiter_stream()) as stream:
+            async for piece in stream:
+                received += len(piece)
+                if received > self._max_bytes:
+                    raise too_large
+                pieces.append(piece)
+                if len(pieces) > max(_MAX_PIECES, self._max_bytes // 256):
+                    raise FetchFailed("The image's host sends the image in too many pieces.")
+        return b"".join(pieces)
 
 
-@dataclass(slots=True)
-class _HostSlots:
-    semaphore: asyncio.Semaphore
-    users: int = field(default=0)
-
-
-class _PinnedBackend(httpcore2.AsyncNetworkBackend):
-    """Connects to the checked addresses, whatever name the caller of `connect_tcp` gives."""
+class _GuardedNetwork(httpcore2.AsyncNetworkBackend):
+    """The connection of one hop: resolves, checks and dials in one step, whatever host it is asked for."""
 
     def __init__(
-        self, backend: httpcore2.AsyncNetworkBackend, addresses: list[IPAddress], port: int, policy: FetchPolicy
+        self,
+        target: Target,
+        policy: FetchPolicy,
+        resolver: Resolver,
+        network: httpcore2.AsyncNetworkBackend,
+        wire: "_Wire",
     ) -> None:
-        self._backend = backend
-        self._addresses = addresses
-        self._port = port
+        self._target = target
         self._policy = policy
+        self._resolver = resolver
+        self._network = network
+        self._wire = wire
 
     async def connect_tcp(
         self,
@@ -201,29 +257,163 @@ class _PinnedBackend(httpcore2.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        error: Exception | None = None
-        for address in self._addresses:
+        addresses = await self._addresses()
+        check_answers(self._target, addresses, self._policy)
+        return _CountedStream(await self._dial(addresses[:_MAX_DIALLED]), self._wire)
+
+    async def _addresses(self) -> Sequence[IPAddress]:
+        if self._target.address is not None:
+            return (self._target.address,)
+        try:
+            async with asyncio.timeout(_DNS_TIMEOUT_S):
+                return await self._resolver(self._target.host)
+        except TimeoutError:
+            raise FetchTimeout("The name of the image's host did not resolve in time; try again.") from None
+        except OSError as exc:
+            raise UrlNotAllowed(
+                "The URL's host does not resolve; check its name.", log_detail=f"{self._target.host}: {exc}"
+            ) from exc
+
+    async def _dial(self, addresses: Sequence[IPAddress]) -> httpcore2.AsyncNetworkStream:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _CONNECT_TIMEOUT_S
+        failure: Exception = httpcore2.ConnectTimeout()
+        for position, address in enumerate(addresses, 1):
+            left = deadline - loop.time()
+            if left <= 0:
+                break
+            timeout = left if position == len(addresses) else min(left, _NEXT_ADDRESS_AFTER_S)
             try:
-                stream = await self._backend.connect_tcp(str(address), self._port, timeout=timeout)
+                stream = await self._network.connect_tcp(str(address), self._target.port, timeout=timeout)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as exc:
-                error = exc
+                failure = exc
                 continue
-            # Belt and braces: what the socket says it is connected to must pass too.
-            peer = stream.get_extra_info("server_addr")
-            if peer is None or ipaddress.ip_address(peer[0]) != address:
+            try:
+                self._check_peer(stream, address)
+            except BaseException:
                 await stream.aclose()
-                raise UrlNotAllowed("The URL's host is not on the public internet; send a public address.")
+                raise
             return stream
-        raise error or httpcore2.ConnectError("no address")
+        raise failure
 
-    async def connect_unix_socket(self, *_: object, **__: object) -> httpcore2.AsyncNetworkStream:
-        raise httpcore2.ConnectError("not a network address")
+    def _check_peer(self, stream: httpcore2.AsyncNetworkStream, dialled: IPAddress) -> None:
+        """The socket's own word on whom it reached: 0.0.0.0, for one, ends at loopback."""
+        peer = stream.get_extra_info("server_addr")
+        if peer is None or parse_address(peer[0]) != dialled:
+            raise UrlNotAllowed(
+                "The URL's host cannot be reached at its own address.", log_detail=f"dialled {dialled}, reached {peer}"
+            )
 
-    async def sleep(self, seconds: float) -> None:
-        await self._backend.sleep(seconds)
+
+class _Wire:
+    """How many more bytes a connection may deliver, framing included: what a byte limit on the body cannot see."""
+
+    def __init__(self, allowed: int) -> None:
+        self._left = allowed
+
+    def allow(self, more: int) -> None:
+        self._left += more
+
+    def received(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise FetchFailed("The image's host sends more than an image needs.")
 
 
-def _headers(response: httpcore2.Response) -> dict[str, str]:
-    if len(response.headers) > _MAX_HEADERS:
-        raise FetchFailed("The image's host answered with too many headers.")
-    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
+class _CountedStream(httpcore2.AsyncNetworkStream):
+    def __init__(self, stream: httpcore2.AsyncNetworkStream, wire: _Wire) -> None:
+        self._stream = stream
+        self._wire = wire
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        data = await self._stream.read(min(max_bytes, _READ_BYTES), timeout)
+        self._wire.received(len(data))
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore2.AsyncNetworkStream:
+        return _CountedStream(await self._stream.start_tls(ssl_context, server_hostname, timeout), self._wire)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+class _Slots:
+    """Turns to fetch. A host's own limit comes first, so that waiting for one host takes no turn from the others."""
+
+    def __init__(self, total: int, per_host: int) -> None:
+        self._total = asyncio.Semaphore(total)
+        self._per_host = per_host
+        self._hosts: dict[str, asyncio.Semaphore] = {}
+        self._users: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def turn(self, host: str) -> AsyncIterator[None]:
+        slots = self._hosts.setdefault(host, asyncio.Semaphore(self._per_host))
+        self._users[host] += 1
+        try:
+            async with slots, self._total:
+                yield
+        finally:
+            self._users[host] -= 1
+            if not self._users[host]:
+                del self._users[host], self._hosts[host]
+
+
+@dataclass(frozen=True, slots=True)
+class _Redirect:
+    url: str
+
+    @classmethod
+    def of(cls, response: httpcore2.Response) -> Self:
+        locations = set(_values(response, b"location"))
+        if len(locations) != 1:
+            raise FetchFailed(f"The image's host answered with status {response.status} and no place to go to.")
+        try:
+            return cls(locations.pop().encode("latin-1").decode())
+        except UnicodeDecodeError:
+            raise UrlNotAllowed("The URL redirects to one that is not valid Unicode.") from None
+
+
+@contextmanager
+def _behind_redirect() -> Iterator[None]:
+    try:
+        yield
+    except UrlNotAllowed as error:
+        raise UrlNotAllowed(
+            f"The URL redirects to one that is not allowed. {error.detail}", log_detail=error.log_detail
+        ) from error
+
+
+@contextmanager
+def _translated(target: Target) -> Iterator[None]:
+    """What connecting, TLS and HTTP raise, as the stack's own errors."""
+    try:
+        yield
+    except httpcore2.TimeoutException as exc:
+        raise FetchTimeout(log_detail=f"{target.host}: {exc!r}") from exc
+    except httpcore2.ConnectError as exc:
+        detail = "The image's host cannot be reached; check the URL or try again."
+        if isinstance(exc.__cause__, ssl.SSLError):
+            detail = "The image's host offers no valid TLS connection; check the URL."
+        raise FetchFailed(detail, log_detail=f"{target.host}: {exc!r}") from exc
+    except (httpcore2.NetworkError, httpcore2.ProtocolError, OSError) as exc:
+        raise FetchFailed(
+            "The image's host broke off, or did not answer in proper HTTP; try again.",
+            log_detail=f"{target.host}: {exc!r}",
+        ) from exc
+
+
+def _values(response: httpcore2.Response, name: bytes) -> list[str]:
+    return [value.decode("latin-1").strip() for key, value in response.headers if key.lower() == name]
+
+
+def _head_bytes(response: httpcore2.Response) -> int:
+    return sum(len(name) + len(value) + 4 for name, value in response.headers)

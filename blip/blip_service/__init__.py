@@ -1,0 +1,1 @@
+"""The blip service: captions for pictures."""

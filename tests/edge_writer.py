@@ -1,0 +1,36 @@
+"""A process that writes into an embedded store until it is killed: `edge_writer.py FOLDER`.
+
+It prints the id of each point once its upsert is acknowledged, and the negated id once its deletion is.
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+
+from qdrant_service.edge_store import QdrantEdgeStore
+from qdrant_service.store import CollectionConfig, NewPoint
+
+WRITERS = 4
+
+
+async def write(store: QdrantEdgeStore, writer: int) -> None:
+    i = 0
+    while True:
+        id = writer * 1_000_000 + i
+        await store.upsert("images", [NewPoint(id, [float(writer), float(i), 0.0, 1.0], {"i": i}, f"w{writer}-{i}")])
+        print(id, flush=True)
+        i += 1
+        if i % 7 == 0:
+            await store.delete("images", [id - 3])
+            print(-(id - 3), flush=True)
+
+
+async def main(folder: Path) -> None:
+    store = QdrantEdgeStore(folder, timeout_s=30)
+    await store.open()
+    await store.create_collection(CollectionConfig("images", 4, "euclid"))
+    await asyncio.gather(*(write(store, writer) for writer in range(1, WRITERS + 1)))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1])))

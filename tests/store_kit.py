@@ -1,0 +1,20 @@
+"""What the tests of the vector stores share."""
+
+import uuid
+from typing import Any
+
+from qdrant_service.store import CollectionConfig, NewPoint, VectorStore
+from visionstack.schemas import Distance
+
+UUID = "550e8400-e29b-41d4-a716-446655440000"
+
+
+async def collection(store: VectorStore, dim: int = 4, distance: Distance = "cosine", model: str | None = None) -> str:
+    """A new collection; on a shared server its name meets no other."""
+    name = f"t-{uuid.uuid4().hex}"
+    await store.create_collection(CollectionConfig(name, dim, distance, model))
+    return name
+
+
+def point(id: int | str, vector: list[float] | None = None, /, **metadata: Any) -> NewPoint:
+    return NewPoint(id, vector or [1.0, 0.0, 0.0, 0.0], metadata)

@@ -1,0 +1,668 @@
+"""One suite over every vector store: the embedded engine, the server adapter, and any real server in `QDRANT_TEST_URL`.
+
+The server adapter speaks its real JSON to `QdrantWire`. What only one adapter has (files and kills, HTTP errors) is
+tested beside it, in `test_edge_store.py` and `test_server_store.py`.
+"""
+
+import asyncio
+import json
+import math
+import os
+import random
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import qdrant_edge
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from qdrant_service.edge_store import QdrantEdgeStore
+from qdrant_service.filters import parse_filter
+from qdrant_service.ids import resolve_id
+from qdrant_service.payload import check_metadata
+from qdrant_service.server_store import QdrantServerStore
+from qdrant_service.store import (
+    CollectionConfig,
+    NewPoint,
+    ScoredPoint,
+    StoredPoint,
+    VectorStore,
+    best,
+)
+from qdrant_wire import QdrantWire
+from store_kit import UUID, collection, point
+from visionstack.errors import (
+    CollectionExists,
+    CollectionNotFound,
+    DimensionMismatch,
+    InvalidRequest,
+)
+from visionstack.schemas import Distance
+
+pytestmark = pytest.mark.anyio
+
+TEST_SERVER, TEST_SERVER_KEY = os.environ.get("QDRANT_TEST_URL", ""), os.environ.get("QDRANT_TEST_API_KEY")
+KINDS = ["edge", "wire", *(["server"] if TEST_SERVER else [])]
+
+
+def make_store(kind: str, folder: Path) -> VectorStore:
+    if kind == "edge":
+        return QdrantEdgeStore(folder / "store", timeout_s=30)
+    if kind == "wire":
+        return QdrantServerStore("http://qdrant:6333", timeout_s=30, transport=QdrantWire())
+    return QdrantServerStore(TEST_SERVER, api_key=TEST_SERVER_KEY, timeout_s=30)
+
+
+@pytest.fixture(params=KINDS)
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[VectorStore]:
+    store = make_store(request.param, tmp_path)
+    await store.open()
+    yield store
+    if request.param == "server":
+        for info in await store.collections():
+            if info.config.name.startswith("t-"):
+                await store.delete_collection(info.config.name)
+    await store.close()
+
+
+# --- collections ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("distance", ["cosine", "dot", "euclid", "manhattan"])
+async def test_a_collection_is_what_was_asked_for(store: VectorStore, distance: Distance) -> None:
+    name = await collection(store, 7, distance, "model-a")
+    info = await store.collection(name)
+    assert info.config == CollectionConfig(name, 7, distance, "model-a")
+    assert (info.points_count, info.status) == (0, "green")
+    assert info in await store.collections()
+    await store.delete_collection(name)
+    assert name not in [info.config.name for info in await store.collections()]
+
+
+async def test_collections_are_listed_by_name(store: VectorStore) -> None:
+    names = [await collection(store) for _ in range(3)]
+    assert [info.config.name for info in await store.collections() if info.config.name in names] == sorted(names)
+
+
+async def test_a_name_is_taken_once_and_free_after_deletion(store: VectorStore) -> None:
+    name = await collection(store, 4)
+    await store.upsert(name, [point(1)])
+    with pytest.raises(CollectionExists):
+        await store.create_collection(CollectionConfig(name, 4, "cosine"))
+    await store.delete_collection(name)
+    await store.create_collection(CollectionConfig(name, 3, "dot"))
+    info = await store.collection(name)
+    assert (info.config.vector_dim, info.points_count) == (3, 0)
+
+
+async def test_of_simultaneous_creations_one_succeeds(store: VectorStore) -> None:
+    config = CollectionConfig(f"t-{uuid.uuid4().hex}", 4, "cosine")
+    results = await asyncio.gather(*(store.create_collection(config) for _ in range(4)), return_exceptions=True)
+    assert sum(result is None for result in results) == 1
+    assert sum(isinstance(result, CollectionExists) for result in results) == 3
+
+
+async def test_the_model_can_be_recorded_later_and_anew(store: VectorStore) -> None:
+    name = await collection(store)
+    assert (await store.collection(name)).config.embedding_model is None
+    for model in ("ViT-B-32/one", "ViT-B-32/two"):
+        await store.record_model(name, model)
+        assert (await store.collection(name)).config == CollectionConfig(name, 4, "cosine", model)
+
+
+UNKNOWN: dict[str, Callable[[VectorStore], Awaitable[object]]] = {
+    "collection": lambda store: store.collection("t-unknown"),
+    "delete_collection": lambda store: store.delete_collection("t-unknown"),
+    "record_model": lambda store: store.record_model("t-unknown", "model"),
+    "upsert": lambda store: store.upsert("t-unknown", [point(1)]),
+    "search": lambda store: store.search("t-unknown", [1.0, 0.0, 0.0, 0.0], limit=1),
+    "filtered search": lambda store: store.search(
+        "t-unknown", [1.0, 0.0, 0.0, 0.0], limit=1, conditions=parse_filter({"a": "b"})
+    ),
+    "retrieve": lambda store: store.retrieve("t-unknown", 1),
+    "find": lambda store: store.find_by_original_id("t-unknown", "a"),
+    "delete": lambda store: store.delete("t-unknown", [1]),
+}
+
+
+@pytest.mark.parametrize("operation", UNKNOWN)
+async def test_an_unknown_collection_is_told_as_such(store: VectorStore, operation: str) -> None:
+    with pytest.raises(CollectionNotFound):
+        await UNKNOWN[operation](store)
+
+
+# --- points -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("id", [0, 1, 2**63, 2**64 - 1, UUID])
+async def test_a_point_comes_back_under_its_id(store: VectorStore, id: int | str) -> None:
+    name = await collection(store)
+    await store.upsert(name, [point(id, [0.0, 0.6, 0.8, 0.0], a=1)])
+    assert await store.retrieve(name, id) == StoredPoint(id, {"a": 1}, None)
+    found = await store.retrieve(name, id, with_vector=True)
+    assert found is not None
+    assert found.vector == pytest.approx([0.0, 0.6, 0.8, 0.0])
+    (hit,) = await store.search(name, [0.0, 0.6, 0.8, 0.0], limit=1)
+    assert (hit.id, hit.metadata) == (id, {"a": 1})
+
+
+async def test_what_is_not_there_is_none(store: VectorStore) -> None:
+    name = await collection(store)
+    assert await store.retrieve(name, 1) is None
+    assert await store.find_by_original_id(name, "1") is None
+    assert await store.search(name, [1.0, 0.0, 0.0, 0.0], limit=10) == []
+
+
+async def test_a_second_upsert_replaces_vector_and_metadata(store: VectorStore) -> None:
+    name = await collection(store)
+    await store.upsert(name, [NewPoint(1, [1.0, 0.0, 0.0, 0.0], {"a": 1, "b": 2}, "first")])
+    await store.upsert(name, [NewPoint(1, [0.0, 1.0, 0.0, 0.0], {"a": 3})])
+    assert await store.retrieve(name, 1, with_vector=True) == StoredPoint(1, {"a": 3}, [0.0, 1.0, 0.0, 0.0])
+    assert await store.find_by_original_id(name, "first") is None
+    assert (await store.collection(name)).points_count == 1
+
+
+@pytest.mark.parametrize(
+    "original",
+    ["img-001", "../telemetry", "a/b", "..", ".", "x?y#z", "a\nb", "a\u0000b", '"quoted"', "\u0130\u200b", "e\u0301",
+     "\U0001f600" * 500, " ", "x" * 1024],
+)  # fmt: skip
+async def test_an_original_id_finds_its_point_and_no_other(store: VectorStore, original: str) -> None:
+    name = await collection(store)
+    resolved = resolve_id(name, original)
+    await store.upsert(
+        name,
+        [
+            NewPoint(resolved.point_id, [1.0, 0.0, 0.0, 0.0], {"n": 1}, resolved.original),
+            NewPoint(2, [1.0, 0.0, 0.0, 0.0], {"n": 2}, original + "."),
+        ],
+    )
+    found = await store.find_by_original_id(name, original, with_vector=True)
+    assert found == StoredPoint(resolved.point_id, {"n": 1, "_original_id": original}, [1.0, 0.0, 0.0, 0.0])
+
+
+async def test_deletion_counts_what_existed(store: VectorStore) -> None:
+    name = await collection(store)
+    await store.upsert(name, [point(i) for i in range(100)])
+    assert await store.delete(name, []) == 0
+    assert await store.delete(name, [500, UUID]) == 0
+    assert await store.delete(name, [7, 7, 7, 500]) == 1
+    assert await store.delete(name, [7]) == 0
+    assert await store.delete(name, list(range(150))) == 99
+    assert (await store.collection(name)).points_count == 0
+
+
+async def test_simultaneous_deletions_count_each_point_once(store: VectorStore) -> None:
+    name = await collection(store)
+    await store.upsert(name, [point(i) for i in range(50)])
+    counts = await asyncio.gather(*(store.delete(name, list(range(50))) for _ in range(4)))
+    assert sorted(counts) == [0, 0, 0, 50]
+
+
+async def test_a_vector_of_another_length_is_refused_whole(store: VectorStore) -> None:
+    name = await collection(store, 4)
+    with pytest.raises(DimensionMismatch):
+        await store.upsert(name, [point(1), point(2, [1.0, 0.0, 0.0])])
+    with pytest.raises(DimensionMismatch):
+        await store.search(name, [1.0, 0.0, 0.0, 0.0, 0.0], limit=1)
+    assert (await store.collection(name)).points_count == 0
+
+
+async def test_simultaneous_writers_lose_nothing(store: VectorStore) -> None:
+    name = await collection(store)
+
+    async def write(writer: int) -> None:
+        for i in range(40):
+            await store.upsert(name, [point(writer * 1000 + i, writer=writer, i=i)])
+
+    await asyncio.gather(*(write(writer) for writer in range(8)))
+    assert (await store.collection(name)).points_count == 320
+    for writer in range(8):
+        found = await store.retrieve(name, writer * 1000 + 39)
+        assert found is not None
+        assert found.metadata == {"writer": writer, "i": 39}
+
+
+# --- searching --------------------------------------------------------------------------------------------------------
+
+# for the query (1, 0): the ids in order, and their scores
+NEAREST: dict[Distance, list[tuple[int, float]]] = {
+    "cosine": [(3, 1.0), (1, 1.0), (2, math.sqrt(0.5)), (4, 0.0), (5, -1.0)],
+    "dot": [(3, 3.0), (2, 2.0), (1, 1.0), (4, 0.0), (5, -1.0)],
+    "euclid": [(1, 0.0), (4, math.sqrt(2)), (3, 2.0), (5, 2.0), (2, math.sqrt(5))],
+    "manhattan": [(1, 0.0), (3, 2.0), (5, 2.0), (4, 2.0), (2, 3.0)],
+}
+
+
+@pytest.mark.parametrize("distance", ["cosine", "dot", "euclid", "manhattan"])
+async def test_the_best_come_first(store: VectorStore, distance: Distance) -> None:
+    name = await collection(store, 2, distance)
+    vectors = {1: [1.0, 0.0], 2: [2.0, 2.0], 3: [3.0, 0.0], 4: [0.0, 1.0], 5: [-1.0, 0.0]}
+    await store.upsert(name, [point(id, vector) for id, vector in vectors.items()])
+    hits = await store.search(name, [1.0, 0.0], limit=10)
+    assert [hit.score for hit in hits] == pytest.approx([score for _, score in NEAREST[distance]], abs=1e-6)
+    assert {hit.id: round(hit.score, 4) for hit in hits} == {id: round(score, 4) for id, score in NEAREST[distance]}
+    assert [hit.score for hit in await store.search(name, [1.0, 0.0], limit=2)] == [hit.score for hit in hits[:2]]
+
+
+def test_a_threshold_that_is_reached_counts() -> None:
+    def ids(distance: Distance, threshold: float | None, *scores: float) -> list[float]:
+        return [p.score for p in best([ScoredPoint(1, score, {}) for score in scores], distance, threshold)]
+
+    third = 0.8999999761581421  # 0.9 as the engine's 32 bits hold it
+    assert ids("cosine", 0.9, 0.95, third, 0.89) == [0.95, third]
+    assert ids("dot", 0.9, 7.0, third, 0.89) == [7.0, third]
+    assert ids("euclid", 0.9, 0.0, third, 0.91) == [0.0, third]
+    assert ids("manhattan", 0, 0.0, 0.1) == [0.0]
+    assert ids("cosine", None, 1.0000001, -1.0000001) == [1.0, -1.0]
+    assert ids("dot", 1e300, 7.0) == []
+    assert ids("dot", -1e300, 7.0) == [7.0]
+
+
+# --- filters ----------------------------------------------------------------------------------------------------------
+
+VALUES: dict[str, Any] = {
+    "int 1": 1,
+    "float 1": 1.0,
+    "int 2": 2,
+    "float 1.5": 1.5,
+    "zero": 0,
+    "minus zero": -0.0,
+    "true": True,
+    "false": False,
+    "null": None,
+    "text 1": "1",
+    "text true": "true",
+    "text a": "a",
+    "text A": "A",
+    "empty text": "",
+    "long text": "z" * 5000,
+    "odd text": 'a"b\\c\u0000\u00e9',
+    "2**53": 2**53,
+    "2**53 + 1": 2**53 + 1,
+    "float 2**53": float(2**53),
+    "2**60": 2**60,
+    "2**60 + 1": 2**60 + 1,
+    "float 2**60": float(2**60),
+    "largest": 2**64 - 1,
+    "beyond": 2**64,
+    "float beyond": 2.0**64,
+    "smallest": -(2**63),
+    "long float": 0.1 + 0.2,
+    "short float": 0.3,
+    "tiny": 5e-324,
+    "list": ["a", 1, True, None, 2.5],
+    "nested list": [["a", 1, True]],
+    "empty list": [],
+    "object": {"b": "a", "c": {"d": 1.25}, "e": False},
+    "list of objects": [{"b": "a"}],
+    "time": "2026-01-31T12:00:00Z",
+    "same time": "2026-01-31T14:00:00+02:00",
+    "later": "2026-01-31T12:00:00.000001Z",
+    "no time": "2026-13-99T12:00:00Z",
+}
+ZERO, ONE = {"zero", "minus zero"}, {"int 1", "float 1", "list"}
+NUMBERS_ABOVE_1 = {
+    "int 2", "float 1.5", "2**53", "2**53 + 1", "float 2**53", "2**60", "2**60 + 1", "float 2**60", "largest", "beyond",
+    "float beyond", "list",
+}  # fmt: skip
+FILTERS: list[tuple[dict[str, Any], set[str]]] = [
+    ({"k": "a"}, {"text a", "list"}),
+    ({"k": "A"}, {"text A"}),
+    ({"k": ""}, {"empty text"}),
+    ({"k": "1"}, {"text 1"}),
+    ({"k": "true"}, {"text true"}),
+    ({"k": "z" * 5000}, {"long text"}),
+    ({"k": 'a"b\\c\u0000\u00e9'}, {"odd text"}),
+    ({"k": True}, {"true", "list"}),
+    ({"k": False}, {"false"}),
+    ({"k": None}, {"null", "list"}),
+    ({"k": 1}, ONE),
+    ({"k": 1.0}, ONE),
+    ({"k": 0}, ZERO),
+    ({"k": -0.0}, ZERO),
+    ({"k": 1.5}, {"float 1.5"}),
+    ({"k": 2.5}, {"list"}),
+    ({"k": 2**53 + 1}, {"2**53 + 1"}),
+    ({"k": 2**60}, {"2**60", "float 2**60"}),
+    ({"k": float(2**60)}, {"2**60", "float 2**60"}),
+    ({"k": 2**60 + 1}, {"2**60 + 1"}),
+    ({"k": 2**64 - 1}, {"largest"}),
+    ({"k": 2**64}, {"beyond", "float beyond"}),
+    ({"k": -(2**63)}, {"smallest"}),
+    ({"k": 0.1 + 0.2}, {"long float"}),
+    ({"k": 5e-324}, {"tiny"}),
+    ({"k": 3}, set()),
+    ({"k": ["a", "A", "nothing"]}, {"text a", "text A", "list"}),
+    ({"k": [1, 2]}, ONE | {"int 2"}),
+    ({"k": [*range(1, 1000)]}, ONE | {"int 2"}),
+    ({"k": [*range(10), 1.5, 2**60]}, ONE | ZERO | {"int 2", "float 1.5", "2**60", "float 2**60"}),
+    ({"k": ["a", 2, True, None, 1.5]}, {"text a", "list", "int 2", "true", "null", "float 1.5"}),
+    ({"k": [True, False]}, {"true", "false", "list"}),
+    ({"k": {"gt": 1}}, NUMBERS_ABOVE_1),
+    ({"k": {"gte": 1}}, NUMBERS_ABOVE_1 | ONE),
+    ({"k": {"gte": 1, "lt": 1.5}}, ONE),
+    ({"k": {"gt": 1, "lte": 1.5}}, {"float 1.5"}),
+    ({"k": {"lt": 0}}, {"smallest"}),
+    ({"k": {"gt": 2, "lt": 1}}, set()),
+    ({"k": {"gte": "2026-01-31T12:00:00Z"}}, {"time", "same time", "later"}),
+    ({"k": {"gt": "2026-01-31T12:00:00Z"}}, {"later"}),
+    ({"k": {"lte": "2026-01-31T13:00:00+01:00"}}, {"time", "same time"}),
+    ({"k": {"gte": "2026-01-31T12:00:00Z", "lt": "2026-01-31T12:00:00.000001Z"}}, {"time", "same time"}),
+    ({"k.b": "a"}, {"object"}),
+    ({"k.c.d": 1.25}, {"object"}),
+    ({"k.c.d": {"gt": 1}}, {"object"}),
+    ({"k.e": False}, {"object"}),
+    ({"k.c": "a"}, set()),
+    ({"missing": None}, set()),
+    ({"k": "a", "n": 0}, set()),
+    ({"k": "a", "name": "text a"}, {"text a"}),
+    ({"k": 1, "name": ["float 1", "text a"]}, {"float 1"}),
+]
+
+
+async def test_filters_mean_the_same_everywhere(store: VectorStore) -> None:
+    """Twice, because the first pass makes payload indexes, which must not change any answer."""
+    name = await collection(store)
+    names = list(VALUES)
+    await store.upsert(name, [point(i, k=VALUES[key], name=key) for i, key in enumerate(names)])
+
+    async def found(filter_metadata: dict[str, Any]) -> set[str]:
+        conditions = parse_filter(filter_metadata)
+        hits = await store.search(name, [1.0, 0.0, 0.0, 0.0], limit=1000, conditions=conditions)
+        return {hit.metadata["name"] for hit in hits}
+
+    for attempt in ("scanned", "indexed"):
+        for filter_metadata, expected in FILTERS:
+            assert await found(filter_metadata) == expected, (attempt, filter_metadata)
+
+
+async def test_keys_with_syntax_are_just_keys(store: VectorStore) -> None:
+    name = await collection(store)
+    for key in ["a b", "a[0]", "a[]", "\u65e5\u672c", "$", "a'b", "*", "0", "a:b", "a\nb", "x" * 500]:
+        await store.upsert(name, [point(1, **{key: {key: "v"}}), point(2, **{key: "v"}), point(3, a=["v"], b="v")])
+        for path, expected in ((f"{key}.{key}", [1]), (key, [2])):
+            conditions = parse_filter({path: "v"})
+            for _ in range(2):
+                hits = await store.search(name, [1.0, 0.0, 0.0, 0.0], limit=10, conditions=conditions)
+                assert [hit.id for hit in hits] == expected, path
+
+
+async def test_filters_are_applied_before_the_limit(store: VectorStore) -> None:
+    name = await collection(store, 2)
+    await store.upsert(name, [point(i, [1.0, i / 1000], odd=bool(i % 2), i=i) for i in range(200)])
+    conditions = parse_filter({"odd": True, "i": {"gte": 100}})
+    hits = await store.search(name, [1.0, 0.0], limit=3, conditions=conditions)
+    assert [hit.id for hit in hits] == [101, 103, 105]
+
+
+async def test_points_of_other_programs_are_found_by_their_plain_values(store: VectorStore) -> None:
+    """A payload without the private key: what an existing collection holds."""
+    name = await collection(store)
+    payloads: dict[int, dict[str, Any]] = {
+        1: {"k": 1, "f": 0.5, "t": "a", "_original_id": "old"},
+        2: {"k": 2**60},
+        3: {"_vision": "theirs"},
+    }
+    if isinstance(store, QdrantEdgeStore):
+        points = [qdrant_edge.Point(id=i, vector=[1.0, 0.0, 0.0, 0.0], payload=p) for i, p in payloads.items()]
+        store._shards[name]._shard.update(qdrant_edge.UpdateOperation.upsert_points(points))
+    else:
+        assert isinstance(store, QdrantServerStore)
+        from qdrant_client import models
+
+        structs = [models.PointStruct(id=i, vector=[1.0, 0.0, 0.0, 0.0], payload=p) for i, p in payloads.items()]
+        await store._client.upsert(name, structs)
+    for filter_metadata, expected in (({"k": 1}, 1), ({"f": 0.5}, 1), ({"t": "a"}, 1), ({"k": 2**60}, 2)):
+        conditions = parse_filter(filter_metadata)
+        hits = await store.search(name, [1.0, 0.0, 0.0, 0.0], limit=10, conditions=conditions)
+        assert [hit.id for hit in hits] == [expected]
+    assert await store.find_by_original_id(name, "old") == StoredPoint(1, payloads[1])
+    assert await store.retrieve(name, 3) == StoredPoint(3, {})
+
+
+# --- metadata ---------------------------------------------------------------------------------------------------------
+
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXTS
+)
+KEYS = (TEXTS | st.sampled_from(["", "a.b", "a[0]", "match", "json", "_id", 'a"b'])).filter(
+    lambda key: key not in ("_vision", "_original_id")
+)
+METADATA = st.dictionaries(
+    KEYS,
+    st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4)),
+    max_size=5,
+)
+
+
+def exact(value: object) -> str:
+    """Tells 1 from 1.0 and 0.0 from -0.0, which `==` does not."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("original", [None, "img-001"])
+def test_metadata_comes_back_exactly(kind: str, original: str | None, tmp_path: Path) -> None:
+    with asyncio.Runner() as runner:
+        store = make_store(kind, tmp_path)
+        runner.run(store.open())
+        name = runner.run(collection(store))
+
+        @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @given(METADATA)
+        def check(metadata: dict[str, Any]) -> None:
+            check_metadata(metadata)
+            sent = exact(metadata)
+            runner.run(store.upsert(name, [NewPoint(1, [1.0, 0.0, 0.0, 0.0], metadata, original)]))
+            assert exact(metadata) == sent  # the caller's object is not touched
+            expected = exact(metadata | ({"_original_id": original} if original else {}))
+            found = runner.run(store.retrieve(name, 1))
+            assert found is not None
+            assert exact(found.metadata) == expected
+            (hit,) = runner.run(store.search(name, [1.0, 0.0, 0.0, 0.0], limit=1))
+            assert exact(hit.metadata) == expected
+
+        check()
+        runner.run(store.delete_collection(name))
+        runner.run(store.close())
+
+
+async def test_floats_of_every_size_come_back_exactly(store: VectorStore) -> None:
+    """The engine's own reader is off by a digit for a quarter of these."""
+    generator = random.Random(7)
+    floats = [generator.random() for _ in range(500)]
+    floats += [math.ldexp(generator.random(), generator.randint(-1070, 1020)) for _ in range(500)]
+    floats += [float(f"{generator.randrange(10**15)}e{generator.randint(-25, 22)}") for _ in range(1500)]
+    name = await collection(store)
+    metadata = {str(i): number for i, number in enumerate(floats)}
+    # each in a point of its own too: one such number makes the whole metadata kept as text
+    short = [number for number in floats if 1e-4 <= number < 1e15][-500:]
+    await store.upsert(name, [point(1, **metadata), *(point(2 + i, k=number) for i, number in enumerate(short))])
+    found = await store.retrieve(name, 1)
+    assert found is not None
+    assert found.metadata == metadata
+    for i, number in enumerate(short):
+        single = await store.retrieve(name, 2 + i)
+        assert single is not None
+        assert single.metadata == {"k": number}
+
+
+async def test_metadata_at_its_limits_is_kept(store: VectorStore) -> None:
+    name = await collection(store)
+    large = {"k": "x" * (64 * 1024 - 8)}
+    for metadata in ({"k": 1.5, "deep": _nested(63)}, large):
+        check_metadata(metadata)
+        await store.upsert(name, [point(1, **metadata)])
+        found = await store.retrieve(name, 1)
+        assert found is not None
+        assert found.metadata == metadata
+
+
+def _nested(levels: int) -> Any:
+    value: Any = True
+    for level in range(levels):
+        value = [value] if level % 2 else {"a": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"_vision": 1}, "the key _vision is reserved"),
+        ({"k": "x" * (64 * 1024 - 7)}, "has 65537 bytes as JSON; at most 65536"),
+        ({"k": "\u00e9" * 40_000}, "has 80008 bytes as JSON; at most 65536"),
+        ({"k": _nested(64)}, "nests deeper than 64 levels"),
+        ({"k": _nested(20_000)}, "nests deeper than 64 levels"),
+        ({"k": float("nan")}, "holds a number that is not finite or too long"),
+        ({"k": [-math.inf]}, "holds a number that is not finite or too long"),
+        ({"k": 10**5000}, "holds a number that is not finite or too long"),
+        ({"k": "\ud800"}, "is not valid Unicode: it holds half of a surrogate pair"),
+        ({"\udfff": 1}, "is not valid Unicode: it holds half of a surrogate pair"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_metadata_that_cannot_be_kept_is_refused(metadata: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        check_metadata(metadata)
+    assert caught.value.errors == [{"field": "metadata", "message": message}]
+
+
+# --- a model of the store ---------------------------------------------------------------------------------------------
+
+ORIGINALS = ["img-1", "img-2", "a/b", "..", "\u00e9"]
+IDS = st.sampled_from([0, 1, 2, 2**64 - 1, UUID, *ORIGINALS])
+WORDS = st.sampled_from(["x", "y", "z"])
+FIELDS = st.fixed_dictionaries(
+    {"word": WORDS, "number": st.integers(-3, 3) | st.sampled_from([0.5, -1.5, 2.0, 2**60]), "flag": st.booleans()}
+)
+COMPONENT = st.integers(-8, 8).map(float)
+VECTORS = st.tuples(COMPONENT, COMPONENT, COMPONENT).filter(any).map(list)
+
+
+class StoreModel(RuleBasedStateMachine):
+    """Random operations beside a dict that says what must be there. Subclasses name the store."""
+
+    kind = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.folder = Path(os.environ["STORE_MODEL_FOLDER"]) / uuid.uuid4().hex
+        self.folder.mkdir()
+        self.store = make_store(self.kind, self.folder)
+        self.runner.run(self.store.open())
+        self.points: dict[int | str, tuple[list[float], dict[str, Any]]] = {}
+
+    def teardown(self) -> None:
+        self.runner.run(self.store.delete_collection(self.name))
+        self.runner.run(self.store.close())
+        self.runner.close()
+
+    @initialize()
+    def create(self) -> None:
+        self.name = self.runner.run(collection(self.store, 3, "dot"))
+
+    @rule(id=IDS, vector=VECTORS, fields=FIELDS)
+    def upsert(self, id: int | str, vector: list[float], fields: dict[str, Any]) -> None:
+        resolved = resolve_id(self.name, id)
+        self.runner.run(self.store.upsert(self.name, [NewPoint(resolved.point_id, vector, fields, resolved.original)]))
+        kept = fields | ({"_original_id": resolved.original} if resolved.original is not None else {})
+        self.points[resolved.point_id] = (vector, kept)
+
+    @rule(ids=st.lists(IDS, max_size=4))
+    def delete(self, ids: list[int | str]) -> None:
+        points = [resolve_id(self.name, id).point_id for id in ids]
+        expected = len({id for id in points if id in self.points})
+        assert self.runner.run(self.store.delete(self.name, points)) == expected
+        for id in points:
+            self.points.pop(id, None)
+
+    @rule(original=st.sampled_from(ORIGINALS))
+    def find(self, original: str) -> None:
+        found = self.runner.run(self.store.find_by_original_id(self.name, original, with_vector=True))
+        expected = self.points.get(resolve_id(self.name, original).point_id)
+        assert (found and (found.vector, found.metadata)) == expected
+
+    @rule(
+        query=VECTORS,
+        word=st.none() | st.lists(WORDS, min_size=1),
+        number=st.none() | st.tuples(st.integers(-3, 3), st.integers(-3, 3)) | st.sampled_from([1, 2, 0.5, 2**60]),
+        flag=st.none() | st.booleans(),
+        limit=st.integers(1, 12),
+    )
+    def search(
+        self,
+        query: list[float],
+        word: list[str] | None,
+        number: tuple[int, int] | float | None,
+        flag: bool | None,
+        limit: int,
+    ) -> None:
+        wanted: dict[str, Any] = {"word": word, "flag": flag}
+        wanted["number"] = {"gte": number[0], "lt": number[1]} if isinstance(number, tuple) else number
+        conditions = parse_filter({key: value for key, value in wanted.items() if value is not None})
+        hits = self.runner.run(self.store.search(self.name, query, limit=limit, conditions=conditions))
+
+        def fits(fields: dict[str, Any]) -> bool:
+            if isinstance(number, tuple):
+                in_range = number[0] <= fields["number"] < number[1]
+            else:
+                in_range = number is None or fields["number"] == number
+            return in_range and (word is None or fields["word"] in word) and (flag is None or fields["flag"] is flag)
+
+        scores = {
+            id: sum(a * b for a, b in zip(query, vector, strict=True))
+            for id, (vector, fields) in self.points.items()
+            if fits(fields)
+        }
+        assert [hit.score for hit in hits] == sorted(scores.values(), reverse=True)[:limit]
+        for hit in hits:
+            assert hit.score == scores[hit.id]
+            assert hit.metadata == self.points[hit.id][1]
+
+    @precondition(lambda self: self.kind == "edge")
+    @rule()
+    def reopen(self) -> None:
+        self.runner.run(self.store.close())
+        self.store = make_store(self.kind, self.folder)
+        self.runner.run(self.store.open())
+
+    @invariant()
+    def count(self) -> None:
+        assert self.runner.run(self.store.collection(self.name)).points_count == len(self.points)
+
+
+class EdgeModel(StoreModel):
+    kind = "edge"
+
+
+class WireModel(StoreModel):
+    kind = "wire"
+
+
+class ServerModel(StoreModel):
+    kind = "server"
+
+
+MODELS = {"edge": EdgeModel, "wire": WireModel, "server": ServerModel}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_store_behaves_as_its_model(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORE_MODEL_FOLDER", str(tmp_path))
+    case = MODELS[kind].TestCase
+    case.settings = settings(
+        max_examples=int(os.environ.get("STORE_MODEL_TEST_RUNS", "12")), stateful_step_count=40, deadline=None
+    )
+    case("runTest").debug()

@@ -1,0 +1,373 @@
+"""The detector: ultralytics' own answers, from checkpoints that are read without trust, threads or a network."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from yolo_networks import CLASS_NAMES, SIDE, blocks, make_network, write_checkpoint
+
+from visionstack.model_service import ModelLoadError
+from visionstack.schemas import Detection
+from yolo_service.detections import to_detections
+from yolo_service.model import DetectionTask, YoloModel
+from yolo_service.settings import YoloSettings
+
+YOLO_FOLDER = Path(__file__).resolve().parents[1] / "yolo"
+
+Checkpoints = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
+    """The checkpoint of a configuration, made on first use."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def get(config: str) -> Path:
+        path = folder / f"{config}.pt"
+        return path if path.exists() else write_checkpoint(make_network(config), path)
+
+    return get
+
+
+@pytest.fixture(autouse=True)
+def torch_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def make_model(checkpoint: Path | str, **values: Any) -> YoloModel:
+    values = {"precision": "fp32", "device": "cpu", "threads": 1} | values
+    return YoloModel(YoloSettings(yolo_model=str(checkpoint), **values))
+
+
+@pytest.fixture(scope="module")
+def model(checkpoints: Checkpoints) -> YoloModel:
+    model = make_model(checkpoints("yolo11n"))
+    model.load()
+    return model
+
+
+def detect(model: YoloModel, pixels: Any, conf: float = 0.25) -> list[Detection]:
+    return model.predict(model.batch_key(pixels), [DetectionTask(pixels, conf)])[0]
+
+
+def predicted(checkpoint: Path, pixels: Any, conf: float) -> Any:
+    """Rows of ultralytics' own answer: x1, y1, x2, y2, confidence, class index."""
+    from ultralytics import RTDETR, YOLO
+
+    load = RTDETR if checkpoint.stem == "rtdetr" else YOLO
+    bgr = np.ascontiguousarray(pixels[..., ::-1])
+    return load(checkpoint).predict(bgr, conf=conf, device="cpu", verbose=False)[0].boxes.data.numpy()
+
+
+def assert_same(found: list[Detection], rows: Any, pixels: Any) -> None:
+    """`found` is what the rows say, save boxes without area and corners outside the picture."""
+    height, width, _ = pixels.shape
+    rows[:, :4] = rows[:, :4].clip(0, [width, height, width, height])
+    corners = rows[:, :4].round(2)
+    rows = rows[(corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3])]
+    assert len(found) == len(rows)
+    np.testing.assert_allclose(np.reshape([d.bbox for d in found], (-1, 4)), rows[:, :4], atol=0.01)
+    np.testing.assert_allclose([d.confidence for d in found], rows[:, 4], atol=2e-6)
+    assert [d.class_name for d in found] == [CLASS_NAMES[int(i)] for i in rows[:, 5]]
+
+
+# --- the answers --------------------------------------------------------------------------------------------------
+
+SIZES = [(240, 320), (320, 213), (167, 500), (900, 1600), (320, 320), (33, 31), (1, 1), (20, 3000), (3000, 20)]
+
+
+@pytest.mark.parametrize("conf", [0.25, 0.001])
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_the_answer_is_that_of_predict(
+    model: YoloModel, checkpoints: Checkpoints, height: int, width: int, conf: float
+) -> None:
+    pixels = blocks(height, width)
+    expected = predicted(checkpoints("yolo11n"), pixels, conf)
+    if min(height, width) > 100:
+        assert len(expected) >= 5  # else the comparison says little
+    assert_same(detect(model, pixels, conf), expected, pixels)
+
+
+@pytest.mark.parametrize("config", ["yolo26n", "yolov10n", "yolov8n-seg", "yolo11n-pose", "rtdetr"])
+def test_other_kinds_of_network_answer_as_predict_does(checkpoints: Checkpoints, config: str) -> None:
+    pixels = blocks(240, 400)
+    expected = predicted(checkpoints(config), pixels, 0.2)
+    assert len(expected) >= 5
+    other = make_model(checkpoints(config))
+    other.load()
+    assert_same(detect(other, pixels, 0.2), expected, pixels)
+
+
+def test_a_batch_answers_as_its_pictures_do_singly(model: YoloModel) -> None:
+    tasks = [
+        DetectionTask(blocks(240, 320, 1), 0.5),
+        DetectionTask(blocks(480, 640, 2), 0.1),
+        DetectionTask(blocks(235, 320, 3), 0.9),
+    ]
+    key = model.batch_key(tasks[0].pixels)
+    assert {model.batch_key(task.pixels) for task in tasks} == {key}
+    singly = [model.predict(key, [task])[0] for task in tasks]
+    assert len({len(found) for found in singly}) == 3
+    for together, alone in zip(model.predict(key, tasks), singly, strict=True):
+        assert [d.class_name for d in together] == [d.class_name for d in alone]
+        np.testing.assert_allclose([d.bbox for d in together], [d.bbox for d in alone], atol=0.02)
+        np.testing.assert_allclose([d.confidence for d in together], [d.confidence for d in alone], atol=1e-5)
+
+
+def test_the_confidence_threshold_only_cuts_the_list(model: YoloModel) -> None:
+    pixels = blocks(240, 320)
+    everything = detect(model, pixels, 0.0)
+    assert len(everything) == 300
+    confidences = [d.confidence for d in everything]
+    assert confidences == sorted(confidences, reverse=True)
+    for conf in (0.05, confidences[100], 0.5, 0.9, 1.0):
+        assert detect(model, pixels, conf) == [d for d in everything if d.confidence > conf]
+
+
+def test_boxes_lie_inside_the_picture(model: YoloModel) -> None:
+    for height, width in SIZES:
+        for found in detect(model, blocks(height, width, 5), 0.0):
+            x1, y1, x2, y2 = found.bbox
+            assert 0 <= x1 < x2 <= width
+            assert 0 <= y1 < y2 <= height
+
+
+def test_a_picture_whose_memory_is_read_only_is_taken(model: YoloModel) -> None:
+    pixels = blocks(SIDE, SIDE)
+    frozen = np.frombuffer(pixels.tobytes(), np.uint8).reshape(pixels.shape)
+    assert detect(model, frozen) == detect(model, pixels)
+
+
+def test_the_input_size_is_the_checkpoints(tmp_path: Path, model: YoloModel) -> None:
+    square = blocks(50, 50)
+    assert model.batch_key(square) == (SIDE, SIDE)
+    assert model.batch_key(blocks(50, 100)) == (SIDE // 2, SIDE)
+    network = make_network("yolo11n")
+    for imgsz, side in ((200, 224), (None, 640)):
+        path = write_checkpoint(network, tmp_path / f"{side}.pt", imgsz=imgsz)
+        if imgsz is None:
+            content = torch.load(path, weights_only=False)
+            torch.save(content | {"train_args": {}}, path)
+        other = make_model(path)
+        other.load()
+        assert other.batch_key(square) == (side, side)
+
+
+def test_what_the_model_says_of_itself(checkpoints: Checkpoints) -> None:
+    other = make_model(checkpoints("yolo11n"), max_batch=8)
+    info = other.load()
+    assert (info.name, info.device, info.precision, info.max_batch) == ("yolo11n.pt", "cpu", "fp32", 1)
+    other.warm_up()
+
+
+@pytest.mark.parametrize("config", ["yolo11n", "yolov8n-seg", "yolo11n-pose", "yolo26n"])
+def test_bf16_keeps_boxes_and_confidences_finer_than_bf16(checkpoints: Checkpoints, config: str) -> None:
+    exact, reduced = make_model(checkpoints(config)), make_model(checkpoints(config), precision="bf16")
+    exact.load()
+    assert reduced.load().precision == "bf16"
+    pixels = blocks(240, 320)
+    found = detect(reduced, pixels, 0.01)
+    for numbers in ([d.confidence for d in found], [x for d in found for x in d.bbox]):
+        values = torch.tensor([number for number in numbers if 0.1 < number < 0.98 or 1 < number % 32 < 31])
+        assert len(values) > 50
+        assert (values.to(torch.bfloat16).float() == values).float().mean() < 0.1
+    best, counterpart = detect(exact, pixels, 0.01)[0], found[0]
+    assert abs(best.confidence - counterpart.confidence) < 0.1
+
+
+def test_a_network_without_exact_decoding_stays_in_fp32(checkpoints: Checkpoints) -> None:
+    assert make_model(checkpoints("rtdetr"), precision="bf16").load().precision == "fp32"
+
+
+# --- its surroundings ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_torch_keeps_its_threads(checkpoints: Checkpoints, threads: int) -> None:
+    other = make_model(checkpoints("yolo11n"), threads=threads)
+    other.load()
+    other.warm_up()
+    assert torch.get_num_threads() == threads
+
+
+def python(code: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *args]
+    return subprocess.run(  # noqa: S603
+        command, cwd=YOLO_FOLDER, env=os.environ | environment, capture_output=True, text=True, timeout=120
+    )
+
+
+_WATCHED_RUN = """
+import sys
+watched = []
+def watch(event, args):
+    starts_program = event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn")
+    if event.startswith("socket.") or starts_program and "ldconfig" not in str(args):  # ctypes looks libraries up
+        watched.append((event, str(args)))
+sys.addaudithook(watch)
+import numpy as np
+from yolo_service.model import DetectionTask, YoloModel
+from yolo_service.settings import YoloSettings
+model = YoloModel(YoloSettings(yolo_model=sys.argv[1], device="cpu", threads=1))
+model.load()
+model.warm_up()
+assert model.predict((320, 320), [DetectionTask(np.zeros((320, 320, 3), np.uint8), 0.0)])[0]
+sys.exit(f"{watched}" if watched else 0)
+"""
+
+
+def test_loading_and_predicting_touch_no_network_and_write_nothing_at_home(
+    checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    ended = python(_WATCHED_RUN, str(checkpoints("yolo11n")), HOME=str(tmp_path))
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_package_of_ours_shadows_the_clip_that_ultralytics_looks_for() -> None:
+    ended = python("import clip")
+    assert ended.returncode == 1
+    assert "ModuleNotFoundError: No module named 'clip'" in ended.stderr
+
+
+def test_importing_the_service_imports_neither_torch_nor_ultralytics() -> None:
+    ended = python("import sys, yolo_service.app; sys.exit(str({'torch', 'ultralytics'} & set(sys.modules)))")
+    assert ended.stderr == "set()\n"
+
+
+# --- checkpoints that cannot be used ------------------------------------------------------------------------------
+
+
+def load_error(name: Path | str, **values: Any) -> str:
+    with pytest.raises(ModelLoadError) as caught:
+        make_model(name, **values).load()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"YOLO_MODEL={name}" in message
+    return message
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "no/such/file.pt", "no/such/yolo11n.pt", "https://a.test/yolo11n.pt"])
+def test_a_name_that_means_nothing(tmp_path: Path, name: str) -> None:
+    assert "neither a file nor the name of a checkpoint" in load_error(name, weights_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["yolo11n.pt", "yolo11n"])
+def test_a_published_checkpoint_that_cannot_be_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    message = load_error(name, weights_dir=tmp_path / "weights")
+    assert "cannot be downloaded" in message
+    assert "put yolo11n.pt there yourself" in message
+    assert not list((tmp_path / "weights").iterdir())
+
+
+def test_a_published_checkpoint_is_taken_from_the_weights_folder(checkpoints: Checkpoints) -> None:
+    assert make_model("yolo11n", weights_dir=checkpoints("yolo11n").parent).load().name == "yolo11n"
+
+
+class Bomb:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.target),)
+
+
+def test_a_checkpoint_that_holds_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    trace, path = tmp_path / "ran", tmp_path / "bomb.pt"
+    torch.save({"model": make_network("yolo11n").half(), "train_args": {"imgsz": Bomb(trace)}}, path)
+    assert "was not loaded" in load_error(path)
+    assert not trace.exists()
+    torch.load(path, weights_only=False)
+    assert trace.exists()  # it was a live one
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04" + b"\0" * 100])
+def test_a_damaged_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "damaged.pt"
+    path.write_bytes(content)
+    assert "is damaged" in load_error(path)
+
+
+def test_a_truncated_file(tmp_path: Path, checkpoints: Checkpoints) -> None:
+    path = tmp_path / "truncated.pt"
+    path.write_bytes(checkpoints("yolo11n").read_bytes()[:-5000])
+    assert "is damaged" in load_error(path)
+
+
+def test_a_file_that_is_no_network(tmp_path: Path) -> None:
+    for i, content in enumerate([{"model": {"a": torch.zeros(1)}}, {"weights": torch.zeros(1)}, torch.zeros(3)]):
+        path = tmp_path / f"{i}.pt"
+        torch.save(content, path)
+        load_error(path)
+
+
+@pytest.mark.parametrize("config", ["yolo11n-cls", "yolo11n-obb"])
+def test_a_network_that_finds_no_upright_boxes(checkpoints: Checkpoints, config: str) -> None:
+    assert "name a detection model" in load_error(checkpoints(config))
+
+
+def test_a_network_for_other_pictures_than_rgb(tmp_path: Path) -> None:
+    network = make_network("yolo11n")
+    network.yaml["channels"] = 1
+    assert "1 colour channels" in load_error(write_checkpoint(network, tmp_path / "grey.pt"))
+
+
+# --- rows to detections -------------------------------------------------------------------------------------------
+
+
+def rows_of(*rows: tuple[float, ...]) -> Any:
+    return np.array(rows, np.float32).reshape(-1, 6)
+
+
+def test_rows_become_detections_best_first() -> None:
+    rows = rows_of((1.234, 2, 30.006, 40.5, 0.5, 1), (0, 0, 10, 10, 0.75, 0), (0, 0, 5, 5, 0.5, 7))
+    found = to_detections(rows, CLASS_NAMES, width=100, height=50)
+    assert [d.model_dump() for d in found] == [
+        {"class": "cat", "confidence": 0.75, "bbox": (0.0, 0.0, 10.0, 10.0)},
+        {"class": "dog", "confidence": 0.5, "bbox": (1.23, 2.0, 30.01, 40.5)},
+        {"class": "class7", "confidence": 0.5, "bbox": (0.0, 0.0, 5.0, 5.0)},
+    ]
+
+
+def test_boxes_are_clipped_and_those_without_area_dropped() -> None:
+    nan = float("nan")
+    rows = rows_of(
+        (-5, -5, 200, 200, 0.9, 0),
+        (100, 10, 130, 20, 0.8, 0),
+        (10, 10, 10.001, 20, 0.8, 0),
+        (20, 20, 10, 30, 0.8, 0),
+        (nan, 0, 10, 10, 0.8, 0),
+    )
+    found = to_detections(rows, CLASS_NAMES, width=100, height=50)
+    assert [d.bbox for d in found] == [(0.0, 0.0, 100.0, 50.0)]
+    assert to_detections(rows_of(), CLASS_NAMES, width=100, height=50) == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    corners=arrays(np.float32, st.tuples(st.integers(0, 8), st.just(4)), elements=st.floats(width=32)),
+    width=st.integers(1, 10_000),
+    height=st.integers(1, 10_000),
+)
+def test_whatever_the_rows_say_boxes_are_boxes_of_the_picture(corners: Any, width: int, height: int) -> None:
+    rows = np.hstack([corners, np.full((len(corners), 2), (0.5, 1), np.float32)])
+    for found in to_detections(rows, CLASS_NAMES, width=width, height=height):
+        x1, y1, x2, y2 = found.bbox
+        assert 0 <= x1 < x2 <= width
+        assert 0 <= y1 < y2 <= height
