@@ -148,7 +148,7 @@ def test_without_an_id_each_upsert_is_a_new_point(api: httpx2.Client, collection
 
 
 METADATA = {
-    "text": "ä\u0000\U0001f300", "int": 3, "float": 3.0, "big": 2**53 + 1, "bool": True, "none": None, "empty": "",
+    "text": "ä\u0000\U0001f300", "int": 3, "float": 3.0, "big": 2**53 + 1, "huge": -(10**30), "bool": True, "none": None, "empty": "",
     "list": [1, "1", 1.5, False, None, [], {}], "nested": {"a": {"b.c": [{"d": -0.5}]}}, "key with spaces": 1, "a.b": 2,
 }  # fmt: skip
 
@@ -299,13 +299,15 @@ def test_bad_upserts_name_the_field(
 
 
 def test_non_finite_numbers_are_refused(api: httpx2.Client, collection: str) -> None:
-    for number in ("NaN", "Infinity", "1e400"):
-        response = api.post(
-            "/vectors/upsert/vector",
-            content=f'{{"vector": [{number}, 1], "collection": "{collection}"}}',
-            headers={"Content-Type": "application/json"},
-        )
-        assert_problem(response, 422, "invalid_request")
+    for number in ("NaN", "-Infinity", "1e400"):
+        for vector, metadata in (([number, 1], 0), (unit(1), number)):
+            body = f'{{"vector": {vector}, "metadata": {{"a": [{{"b": {metadata}}}]}}, "collection": "{collection}"}}'
+            response = api.post(
+                "/vectors/upsert/vector",
+                content=body.replace("'", ""),
+                headers={"Content-Type": "application/json"},
+            )
+            assert_problem(response, 422, "invalid_request")
 
 
 def test_dimensions_must_agree(api: httpx2.Client, collection: str) -> None:

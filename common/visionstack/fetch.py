@@ -42,8 +42,8 @@ _MAX_PIECES = 65_536
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # The accepted formats under all the names that servers give them; which it is, the bytes say later.
 _MEDIA_TYPES = frozenset({
-    "image/apng", "image/avif", "image/avif-sequence", "image/gif", "image/jpeg", "image/jpg", "image/pjpeg", "image/png",
-    "image/vnd.mozilla.apng", "image/webp", "image/x-png",
+    "image/apng", "image/avif", "image/avif-sequence", "image/gif", "image/jpeg", "image/jpg", "image/pjpeg",
+    "image/png", "image/vnd.mozilla.apng", "image/webp", "image/x-png",
 })  # fmt: skip
 
 

@@ -9,7 +9,6 @@ ignored, as the reference libraries of the models ignore them.
 import io
 import re
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -117,7 +116,7 @@ def decode(data: bytes, limits: ImageLimits, *, working_size: WorkingSize | None
     if image_format is None or image_format not in limits.formats:
         raise UnsupportedMediaType(f"This is not an image of an accepted format; send one of {', '.join(limits.formats)}.")
     if image_format == "jpeg":
-        data = _mended_jpeg(data)
+        _refuse_many_scans(data)
     try:
         with warnings.catch_warnings():
             # the pixel limit below is ours; Pillow's warning has another one
@@ -188,18 +187,11 @@ def _resized(image: Image.Image, target: tuple[int, int] | None) -> Image.Image:
     return image.resize(target, Image.Resampling.BICUBIC, reducing_gap=1.5)
 
 
-def _mended_jpeg(data: bytes) -> bytes:
-    """The file with its end marker, which browsers do without; refuses what only pretends to be progressive."""
-    scans = sum(1 for _ in _sos_markers(data))
-    if scans > _MAX_SCANS:
+def _refuse_many_scans(data: bytes) -> None:
+    # Entropy-coded bytes never hold FF DA (an FF there is followed by 00 or a restart marker). Metadata may; the few of
+    # a thumbnail do not matter against the limit.
+    if data.count(b"\xff\xda") > _MAX_SCANS:
         raise InvalidImage(f"The JPEG has more than {_MAX_SCANS} scans; save it again as an ordinary JPEG.")
-    return data if b"\xff\xd9" in data[-1024:] or scans == 0 else data + b"\xff\xd9"
-
-
-def _sos_markers(data: bytes) -> Iterator[int]:
-    # Entropy-coded bytes never hold FF DA (an FF there is followed by 00 or a restart marker), metadata may: the few
-    # that a thumbnail adds do not matter against the limit.
-    return (match.start() for match in re.finditer(rb"\xff\xda", data))
 
 
 # --- raw pixels between the services --------------------------------------------------------------------------------

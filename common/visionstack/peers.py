@@ -5,6 +5,7 @@ with the fewest requests in flight whose breaker is not open. Whatever goes wron
 """
 
 import asyncio
+import json as standard_json
 import logging
 import random
 import socket
@@ -183,7 +184,7 @@ class Peer:
         if (request_id := correlation_id.get()) is not None:
             headers[REQUEST_ID_HEADER] = request_id
         if json is not None:
-            content, content_type = orjson.dumps(json), "application/json"
+            content, content_type = json_bytes(json), "application/json"
         if content_type is not None:
             headers["Content-Type"] = content_type
         request = {"params": params, "content": content, "data": data, "files": files}
@@ -263,8 +264,9 @@ class Peer:
         if response.status_code >= 400:
             raise self._error_of(response)
         try:
-            return Reply(response.status_code, orjson.loads(response.content))
-        except orjson.JSONDecodeError:
+            # the standard parser keeps integers of any size, which metadata may hold
+            return Reply(response.status_code, standard_json.loads(response.content))
+        except ValueError:
             raise UpstreamError(log_detail=f"{self.name} answered no JSON") from None
 
     @contextmanager
@@ -324,6 +326,14 @@ class Peer:
         if found:
             self._replicas = found
         self._resolved_at = time.monotonic()
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON, with integers of any size, which orjson refuses beyond 64 bits."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return standard_json.dumps(value, allow_nan=False).encode()
 
 
 async def _addresses_of(url: str) -> list[str]:

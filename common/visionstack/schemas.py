@@ -3,9 +3,10 @@
 The names, bounds and defaults are the public API's. Requests refuse unknown fields, so that a typo is seen.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, StrictStr, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StrictInt, StrictStr, StringConstraints
 
 DEFAULT_COLLECTION = "images"
 MAX_ORIGINAL_ID = 1024
@@ -29,13 +30,24 @@ ImageUrl = Annotated[
     Field(description="Public http or https address of an image.", examples=["https://example.com/picture.webp"]),
 ]
 PointId = Annotated[
-    StrictInt | StrictStr,
+    Annotated[StrictInt, Field(ge=0, le=2**64 - 1)] | StrictStr,
     Field(
         description="Unsigned 64-bit integer or UUID: kept. Any other text: replaced by a UUID derived from it.",
         examples=["img-001"],
     ),
 ]
-Metadata = dict[str, JsonValue]
+
+
+def _refuse_non_finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity, though parsers let them pass; stored, they would turn into null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("holds a number that is not finite")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _refuse_non_finite(inner)
+    return value
+
+
+Metadata = Annotated[dict[str, JsonValue], AfterValidator(_refuse_non_finite)]
 Vector = Annotated[
     list[Annotated[float, Field(allow_inf_nan=False)]],
     Field(min_length=1, max_length=65536, description="The embedding; as long as the collection's `vector_dim`."),

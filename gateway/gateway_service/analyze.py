@@ -32,6 +32,9 @@ from .services import Services
 
 T = TypeVar("T")
 
+# as many tags as a caller may send, each a field of its own, and `limit`
+_MAX_CLIP_FIELDS = 1001
+
 
 def analyze_routers(
     intake: Intake, services: Services, *, json_route: type[APIRoute], file_route: type[APIRoute]
@@ -51,7 +54,7 @@ def analyze_routers(
         """Tags of the image at a URL, best first."""
         return await services.tags(await intake.from_url(body.url), body)
 
-    @by_file.post("/clip/file")
+    @by_file.post("/clip/file", form_limits={"max_fields": _MAX_CLIP_FIELDS, "max_files": 1})
     async def analyze_clip_file(form: Annotated[ClipForm, MULTIPART]) -> list[TagScore]:
         """Tags of an uploaded image, best first."""
         return await services.tags(await intake.from_upload(form.file), form)

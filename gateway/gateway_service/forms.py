@@ -1,5 +1,6 @@
 """The multipart twins of the JSON requests: the same fields, with a `file` in place of the `url`."""
 
+import json
 from typing import Annotated, Any
 
 from fastapi import Form, Request, UploadFile
@@ -18,7 +19,6 @@ from visionstack.schemas import (
 )
 from visionstack.schemas import Request as Fields
 
-import orjson
 
 MULTIPART = Form(media_type="multipart/form-data")
 
@@ -27,9 +27,9 @@ def _json_object(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return orjson.loads(value)
-    except orjson.JSONDecodeError:
-        raise ValueError("is not valid JSON") from None
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise ValueError("is not valid JSON, or nests too deep") from None
 
 
 JsonMetadata = Annotated[Metadata, BeforeValidator(_json_object)]

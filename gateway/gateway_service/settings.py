@@ -78,8 +78,8 @@ class GatewaySettings(ImageSettings):
     def _has_keys(self) -> Self:
         if not self.keys:
             raise ValueError("API_KEY is not set; put API_KEY=<a long random text> into .env (openssl rand -hex 32)")
-        if placeholder := _PLACEHOLDERS & set(self.keys):
-            raise ValueError(f"API_KEY is still the placeholder {placeholder.pop()!r}; choose a random one")
+        for placeholder in _PLACEHOLDERS.intersection(self.keys):
+            raise ValueError(f"API_KEY is still the placeholder {placeholder!r}; choose a random one")
         return self
 
     @cached_property

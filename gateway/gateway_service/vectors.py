@@ -7,13 +7,15 @@ import asyncio
 from typing import Annotated
 from uuid import uuid4
 
-import orjson
 from fastapi import APIRouter, Depends, Path, Query, Response
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
 
+from starlette.convertors import Convertor, register_url_convertor
+
 from visionstack.errors import UpstreamTimeout, VisionError
 from visionstack.model_service import PPM_TYPE
+from visionstack.peers import json_bytes
 from visionstack.schemas import (
     DEFAULT_COLLECTION,
     BatchError,
@@ -58,6 +60,21 @@ from .settings import GatewaySettings
 
 _BATCH_DOWNLOADS = 8
 
+
+class _AnyText(Convertor[str]):
+    """A path parameter that takes everything: Starlette's `path` stops at a line break, and an id may hold one."""
+
+    regex = r"(?s:.+)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("text", _AnyText())
+
 _UPSERTED = TypeAdapter(Upserted)
 _HITS = TypeAdapter(list[Hit])
 _POINT = TypeAdapter(Point)
@@ -82,7 +99,7 @@ class VectorStore:
         # With the id made here a retried upsert replaces its own point instead of making a second one.
         form = {"id": str(uuid4() if id is None else id), "collection": collection}
         if metadata is not None:
-            form["metadata_json"] = orjson.dumps(metadata).decode()
+            form["metadata_json"] = json_bytes(metadata).decode()
         return checked(_UPSERTED, await self._peer.post("/upsert/file", files=_file(picture), data=form), "qdrant")
 
     async def upsert_vector(self, body: UpsertVectorRequest) -> Upserted:
@@ -94,7 +111,7 @@ class VectorStore:
         if fields.score_threshold is not None:
             form["score_threshold"] = repr(fields.score_threshold)
         if fields.filter_metadata is not None:
-            form["filter_metadata"] = orjson.dumps(fields.filter_metadata).decode()
+            form["filter_metadata"] = json_bytes(fields.filter_metadata).decode()
         return checked(_HITS, await self._peer.post("/search/file", files=_file(picture), data=form), "qdrant")
 
     async def search(self, path: str, body: SearchVectorRequest | SearchTextRequest) -> list[Hit]:
@@ -218,12 +235,12 @@ def vectors_routers(
         return collection
 
     # The paths take slashes too, so that a bad name is told as such (422) instead of ending as an unknown address.
-    @router.get("/collections/{name:path}", responses=COLLECTION_PROBLEMS)
+    @router.get("/collections/{name:text}", responses=COLLECTION_PROBLEMS)
     async def get_collection(name: CollectionPath) -> Collection:
         """One collection."""
         return await store.collection(name)
 
-    @router.delete("/collections/{name:path}", responses=COLLECTION_PROBLEMS)
+    @router.delete("/collections/{name:text}", responses=COLLECTION_PROBLEMS)
     async def delete_collection(name: CollectionPath) -> CollectionDeleted:
         """Delete a collection with all its points."""
         return await store.delete_collection(name)
@@ -234,7 +251,7 @@ def vectors_routers(
         return await store.delete(body)
 
     @router.get(
-        "/points/by-original-id/{id:path}", responses=POINT_PROBLEMS, response_model_exclude_unset=True
+        "/points/by-original-id/{id:text}", responses=POINT_PROBLEMS, response_model_exclude_unset=True
     )
     async def get_point_by_original_id(
         id: str, collection: CollectionQuery = DEFAULT_COLLECTION, with_vector: bool = False
@@ -242,7 +259,7 @@ def vectors_routers(
         """The point that was stored under an id of the caller's own."""
         return await store.point("/points/by-original-id", id, collection, with_vector)
 
-    @router.get("/points/{id:path}", responses=POINT_PROBLEMS, response_model_exclude_unset=True)
+    @router.get("/points/{id:text}", responses=POINT_PROBLEMS, response_model_exclude_unset=True)
     async def get_point(
         id: str, collection: CollectionQuery = DEFAULT_COLLECTION, with_vector: bool = False
     ) -> Point:

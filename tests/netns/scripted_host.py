@@ -7,14 +7,17 @@ import io
 import socket
 import ssl
 import struct
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from PIL import Image
 
 _ENDLESS = b"\0" * 65536
-# Stands for the bombs' gigabytes: nothing that refuses them reads so far, and whatever inflated them would be seen anyway.
+# Stands for the bombs' gigabytes: enough for whatever inflates them to be seen.
 _MOST_ZEROS = 64 * 1024 * 1024
+
+
+Serve = Callable[[str, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 def png(width: int, height: int) -> bytes:
@@ -47,49 +50,65 @@ def body_of(spec: str) -> bytes:
     raise ValueError(spec)
 
 
-class ScriptedHost:
-    """Listens wherever it is told to; keeps each request's head and each TLS client's SNI."""
+class WebServer:
+    """Hands each connection, its first request's head already read, to `serve`; ends them all when closed."""
 
-    def __init__(self, answers: Iterable[dict[str, Any]] = (), *, time_scale: float = 1.0) -> None:
+    def __init__(self, serve: Serve) -> None:
         self.requests: list[str] = []
         self.sni: list[str | None] = []
         self.connections = 0
-        self._answers = {answer["url"]: answer for answer in answers}
-        self._time_scale = time_scale
+        self._serve = serve
         self._servers: list[asyncio.Server] = []
         self._clients: set[asyncio.Task[None]] = set()
 
-    async def listen(
-        self, host: str = "127.0.0.1", port: int = 0, *, tls: ssl.SSLContext | None = None
-    ) -> int:
+    async def listen(self, host: str = "127.0.0.1", port: int = 0, *, tls: ssl.SSLContext | None = None) -> int:
         """Returns the port."""
         if tls is not None:
             tls.sni_callback = lambda _, name, __: self.sni.append(name)
-        server = await asyncio.start_server(self._accept, host, port, ssl=tls, limit=1 << 20)
+        server = await asyncio.start_server(self._accept, host, port, ssl=tls)
         self._servers.append(server)
         return int(server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
         for server in self._servers:
             server.close()
-        for client in list(self._clients):
-            client.cancel()
-        await asyncio.gather(*self._clients, return_exceptions=True)
+        for _ in range(3):  # what was just accepted reaches `_accept`
+            await asyncio.sleep(0)
+        while clients := set(self._clients):
+            for client in clients:
+                client.cancel()
+            await asyncio.wait(clients)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        client = asyncio.create_task(self._serve(reader, writer))
+        client = asyncio.create_task(self._one(reader, writer))
         self._clients.add(client)
         client.add_done_callback(self._clients.discard)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-            self.requests.append(head)
-            await self._answer(self._answer_to(head, writer), reader, writer)
-        with contextlib.suppress(OSError):
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+                self.requests.append(head)
+                await self._serve(head, reader, writer)
             writer.close()
-            await writer.wait_closed()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+        except BaseException:
+            writer.transport.abort()
+            raise
+
+
+class ScriptedHost(WebServer):
+    """Answers from the table; keeps each request's head and each TLS client's SNI."""
+
+    def __init__(self, answers: Iterable[dict[str, Any]] = (), *, time_scale: float = 1.0) -> None:
+        super().__init__(self._respond)
+        self._answers = {answer["url"]: answer for answer in answers}
+        self._time_scale = time_scale
+
+    async def _respond(self, head: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self._answer(self._answer_to(head, writer), reader, writer)
 
     def _answer_to(self, head: str, writer: asyncio.StreamWriter) -> dict[str, Any]:
         request_line, *lines = head.split("\r\n")
@@ -98,9 +117,7 @@ class ScriptedHost:
         default = {"headers": {"Content-Type": "image/png"}, "body": "png:64x64"}
         return self._answers.get(f"{scheme}://{host}{request_line.split(' ')[1]}", default)
 
-    async def _answer(
-        self, answer: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def _answer(self, answer: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if answer.get("never_answer"):
             await reader.read()
         if answer.get("drip"):
