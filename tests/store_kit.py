@@ -1,12 +1,25 @@
 """What the tests of the vector stores share."""
 
+import os
+import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from qdrant_service.store import CollectionConfig, NewPoint, VectorStore
 from visionstack.schemas import Distance
 
 UUID = "550e8400-e29b-41d4-a716-446655440000"
+
+
+@contextmanager
+def fast_folder() -> Iterator[Path]:
+    """An empty folder, in memory where the system has such a place: the engine waits for the disk many times a test."""
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
+    with tempfile.TemporaryDirectory(dir=place, prefix="vision-test-") as folder:
+        yield Path(folder)
 
 
 async def collection(store: VectorStore, dim: int = 4, distance: Distance = "cosine", model: str | None = None) -> str:

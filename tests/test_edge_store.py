@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import uuid
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import edge_writer
 from qdrant_service.edge_store import QdrantEdgeStore
 from qdrant_service.filters import parse_filter
 from qdrant_service.store import MAX_DEMANDED_INDEXES, CollectionConfig, NewPoint, StoredPoint, StoreOpenError
-from store_kit import point
+from store_kit import fast_folder, point
 from visionstack.errors import (
     CollectionNotFound,
     Overloaded,
@@ -31,8 +32,9 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "data" / "qdrant"
+def folder() -> Iterator[Path]:
+    with fast_folder() as folder:
+        yield folder / "data" / "qdrant"
 
 
 async def open_edge(folder: Path, timeout_s: float = 30) -> QdrantEdgeStore:

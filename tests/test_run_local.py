@@ -423,7 +423,11 @@ class TestEnvironment:
         return found
 
     def test_bundled_models_embedded_store_and_each_others_addresses(self, project: Path, log: Log) -> None:
-        seen = self.start(project, {"CLIP_MODEL": "", "API_KEY": "one,two", "QDRANT_PATH": "store"}, log)
+        seen = self.start(
+            project,
+            {"CLIP_MODEL": "", "API_KEY": "one,two", "QDRANT_PATH": "store", "PYTHONDONTWRITEBYTECODE": "1"},
+            log,
+        )
         models = project / "demo/models"
         assert seen["clip"]["CLIP_MODEL"] == str(models / "clip")
         assert seen["clip"]["CLIP_TAGS_FILE"] == str(models / "tags.txt")
@@ -432,6 +436,7 @@ class TestEnvironment:
         assert seen["qdrant"]["QDRANT_PATH"] == str(project / "store")
         assert seen["clip"]["CACHE_DIR"] == str(TOOLS.parent / "data/cache")
         assert seen["yolo"]["CPU_SHARED_BY"] == "3"
+        assert "PYTHONDONTWRITEBYTECODE" not in seen["yolo"]
         assert seen["gateway"]["CLIP_URL"] == seen["qdrant"]["CLIP_URL"]
         assert len({seen["gateway"][f"{name}_URL"] for name in ("CLIP", "BLIP", "YOLO", "QDRANT_SVC")}) == 4
 

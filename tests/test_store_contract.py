@@ -10,7 +10,7 @@ import math
 import os
 import random
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from qdrant_service.store import (
     best,
 )
 from qdrant_wire import QdrantWire
-from store_kit import UUID, collection, point
+from store_kit import UUID, collection, fast_folder, point
 from visionstack.errors import (
     CollectionExists,
     CollectionNotFound,
@@ -57,9 +57,15 @@ def make_store(kind: str, folder: Path) -> VectorStore:
     return QdrantServerStore(TEST_SERVER, api_key=TEST_SERVER_KEY, timeout_s=30)
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with fast_folder() as folder:
+        yield folder
+
+
 @pytest.fixture(params=KINDS)
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[VectorStore]:
-    store = make_store(request.param, tmp_path)
+async def store(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[VectorStore]:
+    store = make_store(request.param, folder)
     await store.open()
     yield store
     if request.param == "server":
@@ -453,9 +459,9 @@ def exact(value: object) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("original", [None, "img-001"])
-def test_metadata_comes_back_exactly(kind: str, original: str | None, tmp_path: Path) -> None:
+def test_metadata_comes_back_exactly(kind: str, original: str | None, folder: Path) -> None:
     with asyncio.Runner() as runner:
-        store = make_store(kind, tmp_path)
+        store = make_store(kind, folder)
         runner.run(store.open())
         name = runner.run(collection(store))
 
@@ -659,8 +665,8 @@ MODELS = {"edge": EdgeModel, "wire": WireModel, "server": ServerModel}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_store_behaves_as_its_model(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STORE_MODEL_FOLDER", str(tmp_path))
+def test_the_store_behaves_as_its_model(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORE_MODEL_FOLDER", str(folder))
     case = MODELS[kind].TestCase
     case.settings = settings(
         # a longer search for differences: STORE_MODEL_RUNS=1000 pytest tests/test_store_contract.py -k model

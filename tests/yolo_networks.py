@@ -31,13 +31,14 @@ def blocks(height: int, width: int, seed: int = 0, *, cell: int = 16) -> npt.NDA
     return coarse.repeat(cell, 0).repeat(cell, 1)[:height, :width].copy()
 
 
-def make_network(config: str) -> Any:
-    """The network of an ultralytics configuration, random, with activations and scores of a trained one's spread."""
+def make_network(config: str, *, finds: bool = True) -> Any:
+    """The network of an ultralytics configuration, random; where it `finds`, with scores of a trained one's spread."""
     prepare_ultralytics()
     import torch
     from ultralytics.nn import tasks
 
     torch.manual_seed(0)
+    network: Any
     kinds = {"segment": tasks.SegmentationModel, "pose": tasks.PoseModel, "obb": tasks.OBBModel}
     task = {"seg": "segment", "cls": "classify"}.get(ending := config.rpartition("-")[2], ending)
     if config == "rtdetr":
@@ -46,7 +47,8 @@ def make_network(config: str) -> Any:
         network = tasks.ClassificationModel(f"{config}.yaml", nc=len(CLASS_NAMES), verbose=False)
     else:
         network = kinds.get(task, tasks.DetectionModel)(f"{config}.yaml", nc=len(CLASS_NAMES), verbose=False)
-        _spread(network)
+        if finds:
+            _spread(network)
     network.task = task if task in kinds or task == "classify" else "detect"
     network.names = dict(CLASS_NAMES)
     return network.eval()
@@ -60,7 +62,7 @@ def _spread(network: Any) -> None:
     for norm in norms:
         norm.momentum = None
         norm.reset_running_stats()
-    pictures = np.full((12, SIDE, SIDE, 3), 114, np.uint8)  # with borders like those of the letterbox
+    pictures = np.full((6, SIDE, SIDE, 3), 114, np.uint8)  # with borders like those of the letterbox
     for seed, picture in enumerate(pictures):
         height = SIDE - 16 * (seed % 4)
         picture[:height] = blocks(height, SIDE, seed, cell=8 << seed % 3)

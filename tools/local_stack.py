@@ -149,6 +149,8 @@ class Stack:
         # numpy's own threads spin, and the models want the cores
         self._set_default("OPENBLAS_NUM_THREADS", "1")
         self._environment["PYTHONUNBUFFERED"] = "1"
+        # compiling torch and its like anew takes three quarters of a start
+        self._environment.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def _use_bundled(self, values: Mapping[str, str]) -> None:
         for name, value in values.items():

@@ -59,8 +59,8 @@ class Selection:
             if key and not has_loop(caption.caption):
                 if not self.complete:
                     self._chosen.setdefault(key, caption)
-            elif self._rejected is None:
-                self._rejected = Caption(caption=caption.caption or text.strip(), score=score)
+            elif caption.caption and self._rejected is None:
+                self._rejected = caption
 
     def captions(self) -> list[Caption]:
         """The best first. Where no text was good, the first of the others; empty only if there was none."""

@@ -82,8 +82,7 @@ class BlipModel:
         from .decoding import NoLoops
         from .network import TextDecoder, VisionTower
 
-        processor = BlipProcessor.from_pretrained(name, trust_remote_code=False)
-        self._image_processor, self._tokenizer = processor.image_processor, processor.tokenizer
+        # The weights first: the processor's errors hide why the hub did not give it.
         loaded: Any = BlipForConditionalGeneration.from_pretrained(
             name, dtype=self._dtype, trust_remote_code=False, output_loading_info=True
         )
@@ -92,6 +91,8 @@ class BlipModel:
             raise ModelLoadError(
                 f"BLIP_MODEL={name} is no BLIP captioning model: {lacking} of the network's weights are not in it."
             )
+        processor = BlipProcessor.from_pretrained(name, trust_remote_code=False)
+        self._image_processor, self._tokenizer = processor.image_processor, processor.tokenizer
         # by the file's own dtype where transformers kept it
         model = model.eval().requires_grad_(False).to(device=self._device, dtype=self._dtype)
         text = model.config.text_config

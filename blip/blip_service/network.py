@@ -21,8 +21,9 @@ class VisionTower:
     """Pictures to patch embeddings."""
 
     def __init__(self, model: BlipForConditionalGeneration) -> None:
-        self._module: Any = model.vision_model  # Any: torch does not know the types of submodules
-        for layer in self._module.encoder.layers:
+        self._module = model.vision_model
+        layers: Any = self._module.encoder.layers
+        for layer in layers:
             layer.self_attn = _FusedAttention(layer.self_attn)
             layer.mlp.fc1 = pack(layer.mlp.fc1)
             layer.mlp.fc2 = pack(layer.mlp.fc2)

@@ -173,10 +173,11 @@ class Fetcher:
     async def _ask(self, target: Target) -> "bytes | _Redirect":
         """One request over a connection of its own: the image, or where the host sends us."""
         wire = _Wire(_MAX_HEAD_BYTES + _READ_BYTES)
+        network = _GuardedNetwork(target, self._policy, self._resolver, self._network, wire)
         connection = httpcore2.AsyncHTTPConnection(
             origin=httpcore2.Origin(target.scheme.encode(), target.host.encode(), target.port),
             ssl_context=self._ssl_context,
-            network_backend=_GuardedNetwork(target, self._policy, self._resolver, self._network, wire),
+            network_backend=network,
         )
         request = httpcore2.Request(
             "GET",
@@ -200,7 +201,7 @@ class Fetcher:
                         return _Redirect.of(response)
                     return await self._image(response, wire)
             finally:
-                await connection.aclose()
+                await network.aclose()
 
     async def _image(self, response: httpcore2.Response, wire: "_Wire") -> bytes:
         """The body, or the reason not to read it."""
@@ -248,6 +249,12 @@ class _GuardedNetwork(httpcore2.AsyncNetworkBackend):
         self._resolver = resolver
         self._network = network
         self._wire = wire
+        self._stream: httpcore2.AsyncNetworkStream | None = None
+
+    async def aclose(self) -> None:
+        """Close the socket whatever became of it: httpcore forgets it when a TLS handshake is cancelled."""
+        if self._stream is not None:
+            await self._stream.aclose()
 
     async def connect_tcp(
         self,
@@ -259,7 +266,14 @@ class _GuardedNetwork(httpcore2.AsyncNetworkBackend):
     ) -> httpcore2.AsyncNetworkStream:
         addresses = await self._addresses()
         check_answers(self._target, addresses, self._policy)
-        return _CountedStream(await self._dial(addresses[:_MAX_DIALLED]), self._wire)
+        self._stream, dialled = await self._dial(addresses[:_MAX_DIALLED])
+        # the socket's own word on whom it reached: 0.0.0.0, for one, ends at loopback
+        peer = self._stream.get_extra_info("server_addr")
+        if peer is None or parse_address(peer[0]) != dialled:
+            raise UrlNotAllowed(
+                "The URL's host cannot be reached at its own address.", log_detail=f"dialled {dialled}, reached {peer}"
+            )
+        return _CountedStream(self._stream, self._wire)
 
     async def _addresses(self) -> Sequence[IPAddress]:
         if self._target.address is not None:
@@ -274,7 +288,7 @@ class _GuardedNetwork(httpcore2.AsyncNetworkBackend):
                 "The URL's host does not resolve; check its name.", log_detail=f"{self._target.host}: {exc}"
             ) from exc
 
-    async def _dial(self, addresses: Sequence[IPAddress]) -> httpcore2.AsyncNetworkStream:
+    async def _dial(self, addresses: Sequence[IPAddress]) -> tuple[httpcore2.AsyncNetworkStream, IPAddress]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _CONNECT_TIMEOUT_S
         failure: Exception = httpcore2.ConnectTimeout()
@@ -284,26 +298,10 @@ class _GuardedNetwork(httpcore2.AsyncNetworkBackend):
                 break
             timeout = left if position == len(addresses) else min(left, _NEXT_ADDRESS_AFTER_S)
             try:
-                stream = await self._network.connect_tcp(str(address), self._target.port, timeout=timeout)
+                return await self._network.connect_tcp(str(address), self._target.port, timeout=timeout), address
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as exc:
                 failure = exc
-                continue
-            try:
-                self._check_peer(stream, address)
-            except BaseException:
-                await stream.aclose()
-                raise
-            return stream
         raise failure
-
-    def _check_peer(self, stream: httpcore2.AsyncNetworkStream, dialled: IPAddress) -> None:
-        """The socket's own word on whom it reached: 0.0.0.0, for one, ends at loopback."""
-        peer = stream.get_extra_info("server_addr")
-        if peer is None or parse_address(peer[0]) != dialled:
-            raise UrlNotAllowed(
-                "The URL's host cannot be reached at its own address.", log_detail=f"dialled {dialled}, reached {peer}"
-            )
-
 
 class _Wire:
     """How many more bytes a connection may deliver, framing included: what a byte limit on the body cannot see."""

@@ -1,33 +1,46 @@
-"""From an image file's bytes to an upright RGB picture. Pure and synchronous; `decoder` runs it where it can be killed.
+"""From an image file's bytes to an upright RGB picture. Synchronous and without state; `decoder` runs it where it can
+be killed, which is what bounds its time and memory.
 
 Formats are recognised by content against an allow-list, size limits are read from the header before anything is
 decoded, and whatever a decoder raises becomes one of three errors: too large, not an accepted format, damaged. Only the
-first frame of an animation is ever looked at, and of the metadata only the EXIF orientation. Colour profiles are
-ignored, as the reference libraries of the models ignore them.
+first frame of an animation is ever looked at, and of the metadata only the EXIF orientation (one that stands in XMP
+alone is ignored, as browsers do). Colour profiles are ignored, as the reference libraries of the models ignore them.
 """
 
 import io
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import AvifImagePlugin, Image, ImageFile
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from .errors import ImageTooLarge, InvalidImage, UnsupportedMediaType, VisionError
-from .settings import ImageSettings
+
+if TYPE_CHECKING:  # pydantic would double the start of a decoder process
+    from .settings import ImageSettings
 
 Pixels = npt.NDArray[np.uint8]
 
-# Pillow's plugins by our names; only the one that the bytes call for is ever tried.
-_PLUGINS = {"jpeg": ("JPEG", "MPO"), "png": ("PNG",), "webp": ("WEBP",), "gif": ("GIF",), "avif": ("AVIF",)}
+# One format each, so that no other decoder can be reached: Image.open() would load all of Pillow's forty to find WebP.
+_OPENERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
+    "jpeg": JpegImageFile,
+    "png": PngImageFile,
+    "webp": WebPImageFile,
+    "gif": GifImageFile,
+    "avif": AvifImageFile,
+}
 _AVIF_BRANDS = (b"avif", b"avis")
 
 _MAX_SIDE = 32_767
-# A progressive JPEG repeats its last scan for 100 bytes a time and half a second of CPU; real files have about ten.
-_MAX_SCANS = 100
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,7 +64,7 @@ class ImageLimits:
     decode_timeout_s: float
 
     @classmethod
-    def from_settings(cls, settings: ImageSettings) -> Self:
+    def from_settings(cls, settings: "ImageSettings") -> Self:
         return cls(
             max_bytes=settings.max_image_bytes,
             max_pixels=settings.max_image_pixels,
@@ -72,14 +85,25 @@ class WorkingSize:
         return min(1.0, max(self.short / min(width, height), self.long / max(width, height)))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """`pixels` is uint8 RGB of shape (height, width, 3); `width` and `height` are the upright original's."""
+    """`pixels` is uint8 RGB of shape (height, width, 3), C-contiguous and read-only; `width` and `height` are those of
+    the upright original, however far `pixels` were scaled down."""
 
     pixels: Pixels
     width: int
     height: int
     format: str
+
+
+def prepare_process(limits: ImageLimits) -> None:
+    """Set what Pillow keeps for the whole process; for a process that does nothing but decode.
+
+    Without it, a `max_pixels` above Pillow's own 179 million is not reached by WebP and GIF.
+    """
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels
+    warnings.simplefilter("ignore")  # Pillow's, about damage that it can do without
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # otherwise one per core, each with its own address space
 
 
 def sniff(data: bytes) -> str | None:
@@ -106,7 +130,9 @@ def _has_avif_brand(data: bytes) -> bool:
 def decode(data: bytes, limits: ImageLimits, *, working_size: WorkingSize | None = None) -> Picture:
     """The upright picture, scaled down to `working_size` if one is given.
 
-    Raises `ImageTooLarge`, `UnsupportedMediaType` or `InvalidImage`.
+    Transparency is flattened on white, more than eight bits a channel are scaled to eight. A file whose end is missing
+    is refused, except a JPEG that lacks nothing but its end marker. Raises `ImageTooLarge`, `UnsupportedMediaType` or
+    `InvalidImage`.
     """
     if not data:
         raise InvalidImage("The image is empty; send the file's bytes.")
@@ -114,37 +140,42 @@ def decode(data: bytes, limits: ImageLimits, *, working_size: WorkingSize | None
         raise ImageTooLarge(f"The image may hold at most {limits.max_bytes} bytes; send a smaller file.")
     image_format = sniff(data)
     if image_format is None or image_format not in limits.formats:
-        raise UnsupportedMediaType(f"This is not an image of an accepted format; send one of {', '.join(limits.formats)}.")
-    if image_format == "jpeg":
-        _refuse_many_scans(data)
+        raise UnsupportedMediaType(
+            f"This is not an image of an accepted format; send one of {', '.join(limits.formats)}."
+        )
     try:
-        with warnings.catch_warnings():
-            # the pixel limit below is ours; Pillow's warning has another one
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=_PLUGINS[image_format]) as image:
-                return _decode_opened(image, image_format, limits, working_size)
+        if image_format == "jpeg" and not _has_jpeg_end(data):
+            return _decode_unended_jpeg(data, limits, working_size)
+        return _decode(data, image_format, limits, working_size)
     except VisionError:
         raise
-    except Image.DecompressionBombError as exc:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         raise _too_many_pixels(limits) from exc
+    except MemoryError as exc:
+        raise InvalidImage("The image needs more memory than one picture may have; save it in a simpler form.") from exc
     except Exception as exc:  # a damaged file can raise anything: OSError, ValueError, struct.error, TypeError …
         raise InvalidImage(log_detail=f"{image_format}: {type(exc).__name__}") from exc
 
 
-def _decode_opened(
-    image: Image.Image, image_format: str, limits: ImageLimits, working_size: WorkingSize | None
-) -> Picture:
-    width, height = image.size
-    if width * height > limits.max_pixels or max(width, height) > _MAX_SIDE:
-        raise _too_many_pixels(limits)
-    orientation = _orientation(image)
-    scale = working_size.scale(width, height) if working_size else 1.0
-    target = (max(1, round(width * scale)), max(1, round(height * scale)))
-    if scale < 1.0 and image_format == "jpeg":
-        # The DCT scales by 1/2, 1/4 or 1/8 nearly for free; some more than the target leaves the filtering to the resize.
-        image.draft(None, (target[0] * 3 // 2, target[1] * 3 // 2))
-    image.load()
-    rgb = _to_rgb(image, target if scale < 1.0 else None)
+def _decode(data: bytes, image_format: str, limits: ImageLimits, working_size: WorkingSize | None) -> Picture:
+    with _OPENERS[image_format](io.BytesIO(data)) as image:
+        width, height = image.size
+        if width * height > limits.max_pixels or max(width, height) > _MAX_SIDE:
+            raise _too_many_pixels(limits)
+        target = (width, height)
+        if working_size is not None:
+            scale = working_size.scale(width, height)
+            target = (max(1, round(width * scale)), max(1, round(height * scale)))
+        if target != image.size and isinstance(image, JpegImageFile):
+            # The DCT scales by 1/2, 1/4 or 1/8 nearly for free. Half as much again as the target leaves the filtering
+            # to the resize; twice as much would decode a 4K picture in full for 0.2 grey levels.
+            image.draft(None, (target[0] * 3 // 2, target[1] * 3 // 2))
+        image.load()
+        orientation = _orientation(image)  # after load(): a PNG may bring its EXIF after the pixels
+        rgb = _to_rgb(image)
+    if rgb.size != target:
+        # reducing_gap averages whole pixels first and filters the rest: cheaper, and within half a grey level
+        rgb = rgb.resize(target, Image.Resampling.BICUBIC, reducing_gap=1.5)
     if orientation in _TURNS:
         rgb = rgb.transpose(_TURNS[orientation])
     if orientation in _SWAPS_SIDES:
@@ -159,55 +190,81 @@ def _too_many_pixels(limits: ImageLimits) -> ImageTooLarge:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Tag 274 alone: turning by `exif_transpose` writes the other tags back, which fails on damaged ones."""
+    """Tag 274 alone: `exif_transpose` turns too, but writes all the other tags back and fails on damaged ones."""
+    exif = Image.Exif()
     try:
-        value = image.getexif().get(_ORIENTATION)
-    except Exception:
+        exif.load(image.info.get("exif", b""))
+        value = exif.get(_ORIENTATION)
+    except Exception:  # damaged in one of many ways; viewers show the picture as it is
         return 1
     return value if isinstance(value, int) else 1
 
 
-def _to_rgb(image: Image.Image, target: tuple[int, int] | None) -> Image.Image:
-    """Eight bits a channel, transparency flattened on white, scaled to `target` (width, height)."""
-    if image.mode.startswith("I"):  # 16-bit grey: convert() would clip it to white
-        image = Image.fromarray((np.asarray(image).astype(np.uint32).clip(0, 65535) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        # scaled with the alpha premultiplied, or hidden colours would bleed over the edges
-        image = _resized(image.convert("RGBA"), target)
-        flat = Image.new("RGBA", image.size, "white")
-        flat.alpha_composite(image)
-        return flat.convert("RGB")
-    return _resized(image.convert("RGB"), target)
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I;16":  # 16-bit grey: convert() would clip it, nearly all to white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    flat = Image.new("RGB", image.size, "white")
+    flat.paste(image, mask=image)
+    return flat
 
 
-def _resized(image: Image.Image, target: tuple[int, int] | None) -> Image.Image:
-    if target is None or image.size == target:
-        return image
-    # reducing_gap first averages whole pixels, then filters the rest: cheaper, and within half a grey level
-    return image.resize(target, Image.Resampling.BICUBIC, reducing_gap=1.5)
+# --- what libjpeg does not look after -------------------------------------------------------------------------------
+
+# Each scan of a progressive JPEG costs a pass over the whole picture, and repeating one costs the sender a hundred
+# bytes. Real files have about ten.
+_MAX_SCANS = 100
+# An FF that is followed by 00 is data, by D0 to D7 a restart within it, by another FF padding.
+_NEXT_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+_SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 
 
-def _refuse_many_scans(data: bytes) -> None:
-    # Entropy-coded bytes never hold FF DA (an FF there is followed by 00 or a restart marker). Metadata may; the few of
-    # a thumbnail do not matter against the limit.
-    if data.count(b"\xff\xda") > _MAX_SCANS:
-        raise InvalidImage(f"The JPEG has more than {_MAX_SCANS} scans; save it again as an ordinary JPEG.")
+def _has_jpeg_end(data: bytes) -> bool:
+    """Walks the segments as libjpeg does, refuses too many scans, and tells if the end marker follows the last one."""
+    scans = 0
+    position = 2
+    while match := _NEXT_MARKER.search(data, position):
+        position = match.end()
+        marker = data[position - 1]
+        if marker == _EOI:
+            return True
+        if marker == _SOS:
+            scans += 1
+            if scans > _MAX_SCANS:
+                raise InvalidImage(f"The JPEG has more than {_MAX_SCANS} scans; save it again as an ordinary JPEG.")
+        if marker != _SOI:
+            position += int.from_bytes(data[position : position + 2], "big")
+    return False
+
+
+def _decode_unended_jpeg(data: bytes, limits: ImageLimits, working_size: WorkingSize | None) -> Picture:
+    """Browsers show a JPEG without its end marker. libjpeg would, given one, fill whatever else is missing with grey;
+    nothing else is missing if what follows the last byte changes nothing."""
+    one, other = (
+        _decode(data.rstrip(b"\xff") + filler + b"\xff\xd9", "jpeg", limits, working_size)
+        for filler in (b"\x00" * 8, b"\xaa" * 8)
+    )
+    if not np.array_equal(one.pixels, other.pixels):
+        raise InvalidImage("The image ends too early; send the whole file.")
+    return one
 
 
 # --- raw pixels between the services --------------------------------------------------------------------------------
 
 
 def to_ppm(pixels: Pixels) -> bytes:
-    """Binary PPM (P6): a short header, then the rows as they are."""
+    """Binary PPM (P6): a short header, then the rows as they are. `pixels` is uint8 of shape (height, width, 3)."""
     height, width, _ = pixels.shape
-    return b"P6\n%d %d\n255\n" % (width, height) + pixels.tobytes()
+    return b"".join((b"P6\n%d %d\n255\n" % (width, height), np.ascontiguousarray(pixels).data))
 
 
 _PPM_HEADER = re.compile(rb"P6\n([1-9][0-9]{0,5}) ([1-9][0-9]{0,5})\n255\n")
 
 
 def from_ppm(data: bytes, *, max_pixels: int | None = None) -> Pixels:
-    """The pixels that `to_ppm` wrote, without a copy (read-only)."""
+    """The pixels that `to_ppm` wrote, without a copy (read-only). Raises `InvalidImage`, `ImageTooLarge`."""
     header = _PPM_HEADER.match(data)
     if header is None:
         raise InvalidImage("The raw picture's header cannot be read; send binary PPM with 255 levels.")

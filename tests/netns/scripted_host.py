@@ -78,6 +78,8 @@ class WebServer:
             for client in clients:
                 client.cancel()
             await asyncio.wait(clients)
+        for _ in range(3):  # what was aborted gives up its socket
+            await asyncio.sleep(0)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1

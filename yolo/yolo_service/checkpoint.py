@@ -39,9 +39,7 @@ def prepare_ultralytics() -> None:
     Left alone, it asks name servers whether the machine is online, installs packages that it misses, writes its
     settings into the home directory, unpickles whatever a checkpoint holds and logs to stdout. None of it here.
     """
-    os.environ.update(
-        YOLO_OFFLINE="1", YOLO_AUTOINSTALL="false", YOLO_VERBOSE="false", ULTRALYTICS_SAFE_LOAD="1"
-    )
+    os.environ.update(YOLO_OFFLINE="1", YOLO_AUTOINSTALL="false", YOLO_VERBOSE="false", ULTRALYTICS_SAFE_LOAD="1")
     if "YOLO_CONFIG_DIR" not in os.environ:
         os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="yolo-config-")
 
@@ -53,7 +51,7 @@ def load_checkpoint(name: str, weights_dir: Path) -> Checkpoint:
     """
     path = _find(name, weights_dir)
     content = _read(name, path)
-    network = content.get("ema") or content.get("model")
+    network: Any = content.get("ema") or content.get("model")
     class_names = getattr(network, "names", None)
     if isinstance(class_names, list | tuple):
         class_names = dict(enumerate(class_names))

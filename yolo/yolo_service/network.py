@@ -1,7 +1,9 @@
-"""A checkpoint's network, ready to run: letterbox, forward pass, and the choice of boxes, made of ultralytics' parts.
+"""A checkpoint's network, ready to run: letterbox, forward pass, choice of boxes.
 
-Given the same pixels it finds what ultralytics' `predict` finds. That predictor itself is not used: it forces a thread
-count on the whole process and knows no bf16. All but `input_shape` belongs to the one thread that runs the model.
+Given the same pixels it finds what ultralytics' `predict` finds, and is made of its parts where they can be had singly.
+The predictor itself is not used: it forces a thread count on the whole process and knows no bf16. Nor is its
+non-maximum suppression: that needs torchvision, which doubles the time to start and takes 160 MB, or else a second for
+a picture full of boxes. All but `input_shape` belongs to the one thread that runs the model.
 """
 
 import logging
@@ -9,11 +11,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from visionstack.model_service import ModelLoadError, Pixels
 
 from .checkpoint import Checkpoint
+from .detections import Rows, suppress_overlaps
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +26,6 @@ logger = logging.getLogger(__name__)
 _MAX_IOU = 0.7
 _MAX_DETECTIONS = 300
 
-Rows = npt.NDArray[np.float32]
-
 
 class Network:
     """Raises `ModelLoadError` where the checkpoint's network does not find upright boxes in RGB pictures.
@@ -35,9 +35,8 @@ class Network:
 
     def __init__(self, name: str, checkpoint: Checkpoint, device: "torch.device", dtype: "torch.dtype") -> None:
         import torch
-        import torchvision  # noqa: F401 - non_max_suppression uses its fast kernel only where it is imported
         from ultralytics.data.augment import LetterBox
-        from ultralytics.nn.modules.head import OBB, Detect, Pose, RTDETRDecoder, Segment, YOLOESegment
+        from ultralytics.nn.modules.head import OBB, Detect, RTDETRDecoder
         from ultralytics.nn.tasks import DetectionModel, PoseModel, SegmentationModel
 
         network: Any = checkpoint.network
@@ -58,14 +57,12 @@ class Network:
 
         self.device, self.dtype = device, dtype
         self._network = network
-        # masks and keypoints have channels after the classes; 0 stands for classes alone
-        has_more = isinstance(head, Pose | Segment | YOLOESegment)
-        self._class_count = len(checkpoint.class_names) if has_more else 0
+        self._class_count = getattr(head, "nc", 0)
         self._is_transformer = isinstance(head, RTDETRDecoder)
         stride = max(32, int(network.stride.max())) if hasattr(network, "stride") else 32
         self.side = -(-checkpoint.side // stride) * stride
         # RT-DETR takes the picture stretched to a square, the others the smallest rectangle that holds it
-        self._letterbox = LetterBox(
+        self._letterbox: Any = LetterBox(
             self.side, auto=not self._is_transformer, scale_fill=self._is_transformer, stride=stride
         )
 
@@ -76,51 +73,58 @@ class Network:
         return height + fit["top"] + fit["bottom"], width + fit["left"] + fit["right"]
 
     def detect(self, pictures: Sequence[Pixels], conf: float) -> list[Rows]:
-        """What is found in each picture with more confidence than `conf`, best first.
+        """What is found in each picture with more confidence than `conf`, at most 300 boxes.
 
         The pictures are uint8 RGB of shape (height, width, 3) and of one input shape. Rows are x1, y1, x2, y2 in the
         picture's pixels, confidence, class index.
         """
+        boxed = np.stack([self._letterbox(image=picture) for picture in pictures])
+        choose = self._choose_queries if self._is_transformer else self._choose_anchors
+        return [
+            choose(predictions, picture, (boxed.shape[1], boxed.shape[2]), conf)
+            for predictions, picture in zip(self._forward(boxed), pictures, strict=True)
+        ]
+
+    def _forward(self, boxed: Pixels) -> "torch.Tensor":
+        """The network's raw answer to uint8 RGB of shape (n, height, width, 3), one entry a picture."""
         import torch
 
-        boxed = np.stack([self._letterbox(image=picture) for picture in pictures])
         with torch.inference_mode():
             batch = torch.from_numpy(boxed).to(self.device).permute(0, 3, 1, 2)
-            predictions = self._forward(batch.to(self.dtype).div_(255))
-            choose = self._best_queries if self._is_transformer else self._suppress
-            return [rows.cpu().numpy() for rows in choose(predictions, batch, pictures, conf)]
-
-    def _forward(self, batch: "torch.Tensor") -> "torch.Tensor":
-        """The network's predictions for RGB in 0 to 1, of shape (n, 3, height, width)."""
-        output = self._network(batch)
-        while isinstance(output, tuple | list):  # predictions come first, then masks and raw values
+            output: Any = self._network(batch.to(self.dtype).div_(255))
+        while isinstance(output, tuple | list):  # what concerns boxes comes first, then masks and raw values
             output = output[0]
+        assert isinstance(output, torch.Tensor)
         return output
 
-    def _suppress(
-        self, predictions: "torch.Tensor", batch: "torch.Tensor", pictures: Sequence[Pixels], conf: float
-    ) -> "list[torch.Tensor]":
-        from ultralytics.utils.nms import non_max_suppression
+    def _choose_anchors(
+        self, predictions: "torch.Tensor", picture: Pixels, input_shape: tuple[int, int], conf: float
+    ) -> Rows:
+        """From centre, size and class confidences of shape (4 + classes + more, anchors), in input pixels."""
+        import torch
         from ultralytics.utils.ops import scale_boxes
 
-        found = non_max_suppression(
-            predictions, conf, _MAX_IOU, max_det=_MAX_DETECTIONS, nc=self._class_count
-        )
-        for rows, picture in zip(found, pictures, strict=True):
-            scale_boxes(batch.shape[2:], rows[:, :4], picture.shape)
-        return [rows[:, :6] for rows in found]
+        confidence, class_index = predictions[4 : 4 + self._class_count].max(0)
+        candidates = torch.cat([predictions[:4], confidence[None], class_index[None]])[:, confidence > conf]
+        rows = suppress_overlaps(_as_rows(candidates.T), max_iou=_MAX_IOU, limit=_MAX_DETECTIONS)
+        scale_boxes(input_shape, rows[:, :4], picture.shape)
+        return rows
 
-    def _best_queries(
-        self, predictions: "torch.Tensor", batch: "torch.Tensor", pictures: Sequence[Pixels], conf: float
-    ) -> "list[torch.Tensor]":
-        from ultralytics.utils.ops import xywh2xyxy
+    def _choose_queries(
+        self, predictions: "torch.Tensor", picture: Pixels, input_shape: tuple[int, int], conf: float
+    ) -> Rows:
+        """From rows of centre, size, confidence and class index, as fractions of the picture."""
+        height, width, _ = picture.shape
+        rows = _as_rows(predictions[predictions[:, 4] > conf][:_MAX_DETECTIONS])
+        rows[:, :4] *= np.array([width, height, width, height], np.float32)
+        return rows
 
-        found = []
-        for queries, (height, width, _) in zip(predictions, (picture.shape for picture in pictures), strict=True):
-            rows = queries[queries[:, 4] > conf][:_MAX_DETECTIONS]
-            rows[:, :4] = xywh2xyxy(rows[:, :4]) * rows.new_tensor([width, height, width, height])
-            found.append(rows)
-        return found
+
+def _as_rows(boxes: "torch.Tensor") -> Rows:
+    """Rows from centre x, centre y, width, height, confidence, class index."""
+    rows: Rows = boxes.float().cpu().numpy()
+    half = rows[:, 2:4] / 2
+    return np.hstack([rows[:, :2] - half, rows[:, :2] + half, rows[:, 4:]])
 
 
 def _decode_in_fp32(head: Any) -> None:
