@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx2
 import pytest
 import structlog
+
 from image_host import ImageHost
 from local_stack import Stack
 
@@ -55,9 +56,7 @@ def image_host() -> Iterator[ImageHost]:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The five services as real processes, with the bundled models and an embedded store of their own."""
     folder = tmp_path_factory.mktemp("stack")
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(_PREFIXES)
-    } | {
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_PREFIXES)} | {
         "API_KEY": "first-key-of-the-tests, second-key-of-the-tests",
         "FETCH_ALLOW_NETWORKS": "127.0.0.0/8",
         "RATE_LIMIT": "",

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx2
+
 from local_stack import ROOT, Stack
 
 KEY = "a-key-for-one-test"
@@ -20,7 +21,9 @@ def gateway(stack: Stack, **settings: str) -> Iterator[httpx2.Client]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH", "VIRTUAL_ENV") if name in os.environ}
+    environment = {
+        name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH", "VIRTUAL_ENV") if name in os.environ
+    }
     environment |= {
         "API_KEY": KEY,
         "FETCH_ALLOW_NETWORKS": "127.0.0.0/8",

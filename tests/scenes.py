@@ -3,6 +3,7 @@
 import io
 
 from PIL import Image
+
 from world import Scene
 
 FIRST_TEST_SEED = 5_000_000

@@ -6,12 +6,12 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from PIL import Image
+
 from image_host import ImageHost
 from local_stack import Stack
-from PIL import Image
-from scenes import encoded, picture, scene, webp
 from problems import assert_problem
-
+from scenes import encoded, picture, scene, webp
 from visionstack import __version__
 
 KINDS = ("clip", "blip", "yolo", "all")

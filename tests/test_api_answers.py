@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2
 import pytest
+
 from scenes import encoded, picture, scene, webp
 from world import LANDS, SKIES
 from world_words import SYNONYMS

@@ -13,10 +13,11 @@ from typing import Any
 
 import httpx2
 import pytest
+from PIL import Image
+
 from gateway_process import KEY, gateway
 from image_host import ImageHost
 from local_stack import ROOT, Stack
-from PIL import Image
 from problems import assert_problem
 from scenes import encoded, picture, webp
 
@@ -54,7 +55,9 @@ def test_every_key_works(stack: Stack) -> None:
         "http://no-such-host.invalid/a.png", "not a url", "", "http://0x7f.1/", "http://2130706433/",
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("path", ["/analyze/clip", "/analyze/all", "/vectors/upsert", "/vectors/search", "/vectors/embed"])
+@pytest.mark.parametrize(
+    "path", ["/analyze/clip", "/analyze/all", "/vectors/upsert", "/vectors/search", "/vectors/embed"]
+)
 def test_url_not_allowed(api: httpx2.Client, path: str, url: str) -> None:
     assert_problem(api.post(path, json={"url": url}), 400, "url_not_allowed")
 
@@ -75,9 +78,10 @@ def test_a_redirect_passes_the_same_guard(api: httpx2.Client, image_host: ImageH
 
 
 def test_receive_timeout(stack: Stack) -> None:
-    with gateway(stack, RECEIVE_TIMEOUT_S="0.5") as client, socket.create_connection(
-        (client.base_url.host, client.base_url.port or 80), timeout=20
-    ) as connection:
+    with (
+        gateway(stack, RECEIVE_TIMEOUT_S="0.5") as client,
+        socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=20) as connection,
+    ):
         head = f"POST /analyze/clip HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
         answer = b""
@@ -160,7 +164,9 @@ def test_rate_limited(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize(("status", "named"), [(404, "404"), (500, "500"), (206, "206")])
-def test_fetch_failed_names_the_hosts_status(api: httpx2.Client, image_host: ImageHost, status: int, named: str) -> None:
+def test_fetch_failed_names_the_hosts_status(
+    api: httpx2.Client, image_host: ImageHost, status: int, named: str
+) -> None:
     def respond(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(status)
         handler.send_header("Content-Length", "0")

@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx2
 import pytest
+
 from local_stack import Stack
 from scenes import webp
 
@@ -90,7 +91,9 @@ def test_acknowledged_writes_survive_kills_of_the_store(stack: Stack, api: httpx
         thread.join(60)
     lost = []
     for id, value in acknowledged.items():
-        response = api.get(f"/vectors/points/by-original-id/{id}", params={"collection": collection, "with_vector": True})
+        response = api.get(
+            f"/vectors/points/by-original-id/{id}", params={"collection": collection, "with_vector": True}
+        )
         if response.status_code != 200 or response.json()["metadata"] != {"value": value, "_original_id": id}:
             lost.append((id, response.text))
     assert not lost, f"{len(lost)} of {len(acknowledged)} lost"

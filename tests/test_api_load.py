@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx2
 import pytest
+
 from local_stack import Stack
 from problems import assert_problem
 from scenes import webp

@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+
 from image_host import ImageHost
 from problems import assert_problem
 from scenes import encoded, picture, scene, webp
@@ -78,9 +79,7 @@ def test_search_by_text_finds_what_the_text_says(api: httpx2.Client, collection:
     assert right >= 0.8 * len(lands)
 
 
-def test_embeddings_are_what_the_vector_calls_want(
-    api: httpx2.Client, image_host: ImageHost, collection: str
-) -> None:
+def test_embeddings_are_what_the_vector_calls_want(api: httpx2.Client, image_host: ImageHost, collection: str) -> None:
     by_file = ok(api.post("/vectors/embed/file", files={"file": ("p", webp(21))}))
     by_url = ok(api.post("/vectors/embed", json={"url": image_host.put("/e.webp", webp(21), "image/webp")}))
     by_text = ok(api.post("/vectors/embed/text", json={"text": "a boat on the sea"}))
@@ -128,9 +127,7 @@ def test_any_other_text_is_kept_beside_a_derived_uuid(api: httpx2.Client, collec
     assert first == again
     assert first["original_id"] == original
     assert ok(api.get(f"/vectors/collections/{collection}"))["points_count"] == 1
-    found = ok(
-        api.get(f"/vectors/points/by-original-id/{quoted(original)}", params={"collection": collection})
-    )
+    found = ok(api.get(f"/vectors/points/by-original-id/{quoted(original)}", params={"collection": collection}))
     assert found == {"id": first["id"], "metadata": {"n": 2, "_original_id": original}}
     assert ok(api.post("/vectors/delete", json={"ids": [original], "collection": collection})) == {"deleted": 1}
 
@@ -148,7 +145,8 @@ def test_without_an_id_each_upsert_is_a_new_point(api: httpx2.Client, collection
 
 
 METADATA = {
-    "text": "ä\u0000\U0001f300", "int": 3, "float": 3.0, "big": 2**53 + 1, "huge": -(10**30), "bool": True, "none": None, "empty": "",
+    "text": "ä\u0000\U0001f300",
+    "int": 3, "float": 3.0, "big": 2**53 + 1, "huge": -(10**30), "bool": True, "none": None, "empty": "",
     "list": [1, "1", 1.5, False, None, [], {}], "nested": {"a": {"b.c": [{"d": -0.5}]}}, "key with spaces": 1, "a.b": 2,
 }  # fmt: skip
 
@@ -169,7 +167,9 @@ def test_metadata_by_form(api: httpx2.Client, collection: str) -> None:
     assert len(point["vector"]) == 512
     for bad in ("{", "[1]", '"x"'):
         response = api.post(
-            "/vectors/upsert/file", files={"file": ("p", webp(1))}, data={"metadata_json": bad, "collection": collection}
+            "/vectors/upsert/file",
+            files={"file": ("p", webp(1))},
+            data={"metadata_json": bad, "collection": collection},
         )
         assert assert_problem(response, 422, "invalid_request")["errors"][0]["field"] == "metadata_json"
 
@@ -289,9 +289,7 @@ def test_a_batch_answers_item_by_item(api: httpx2.Client, image_host: ImageHost,
         ({"vector": unit(1), "colection": "x"}, "colection"),
     ],
 )
-def test_bad_upserts_name_the_field(
-    api: httpx2.Client, collection: str, body: dict[str, Any], field: str
-) -> None:
+def test_bad_upserts_name_the_field(api: httpx2.Client, collection: str, body: dict[str, Any], field: str) -> None:
     response = api.post("/vectors/upsert/vector", json={"collection": collection} | body)
     problem = assert_problem(response, 422, "invalid_request")
     assert problem["errors"][0]["field"].startswith(field)
@@ -321,7 +319,20 @@ def test_dimensions_must_agree(api: httpx2.Client, collection: str) -> None:
     assert_problem(response, 409, "dimension_mismatch")
 
 
-BAD_NAMES = ["../telemetry", "..", ".", "a/../../cluster", "images/snapshots", "a?b", "a#b", "a b", "-a", "", "x" * 65, "ü"]
+BAD_NAMES = [
+    "../telemetry",
+    "..",
+    ".",
+    "a/../../cluster",
+    "images/snapshots",
+    "a?b",
+    "a#b",
+    "a b",
+    "-a",
+    "",
+    "x" * 65,
+    "ü",
+]
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
@@ -333,7 +344,11 @@ def test_bad_collection_names_are_422_everywhere(api: httpx2.Client, name: str) 
         api.post("/vectors/delete", json={"ids": [1], "collection": name}),
         api.post("/vectors/collections", json={"name": name}),
         api.get("/vectors/points/1", params={"collection": name}),
-        *([api.get(f"/vectors/collections/{quoted(name)}"), api.delete(f"/vectors/collections/{quoted(name)}")] if name else []),
+        *(
+            [api.get(f"/vectors/collections/{quoted(name)}"), api.delete(f"/vectors/collections/{quoted(name)}")]
+            if name
+            else []
+        ),
     ):
         assert_problem(response, 422, "invalid_request")
 

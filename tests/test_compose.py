@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from local_stack import ROOT
 
 OWN = ("gateway", "clip", "blip", "yolo", "qdrant-svc")
@@ -146,7 +147,11 @@ def test_images_run_as_nobody_in_particular_and_check_themselves(service: str) -
     assert "curl" not in text
     assert "://" not in text
     folder = FOLDERS.get(service, service)
-    assert text.index(f"COPY {folder}/requirements.txt") < text.index("COPY common common") < text.index(f"COPY {folder} /app")
+    assert (
+        text.index(f"COPY {folder}/requirements.txt")
+        < text.index("COPY common common")
+        < text.index(f"COPY {folder} /app")
+    )
 
 
 def test_the_three_models_share_their_torch_layer() -> None:

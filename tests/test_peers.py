@@ -79,9 +79,7 @@ async def test_what_is_not_for_our_client_becomes_an_upstream_error(response: ht
 
 def transport_errors() -> list[type[httpx2.TransportError]]:
     return [
-        value
-        for value in vars(httpx2).values()
-        if inspect.isclass(value) and issubclass(value, httpx2.TransportError)
+        value for value in vars(httpx2).values() if inspect.isclass(value) and issubclass(value, httpx2.TransportError)
     ]
 
 
@@ -174,18 +172,19 @@ async def test_a_dead_replica_costs_nothing_once_the_breaker_knows() -> None:
 
 
 async def test_requests_go_to_the_least_busy_replica() -> None:
-    gate = asyncio.Event()
+    gate, all_asked = asyncio.Event(), asyncio.Event()
     asked: list[str] = []
 
     async def handle(request: httpx2.Request) -> httpx2.Response:
         asked.append(request.url.host)
+        if len(asked) == 9:
+            all_asked.set()
         await gate.wait()
         return httpx2.Response(200, json=1)
 
     async with peer_of(handle, ("http://a", "http://b", "http://c")) as peer:
         calls = [asyncio.create_task(peer.get("/")) for _ in range(9)]
-        while len(asked) < 9:
-            await asyncio.sleep(0)
+        await all_asked.wait()
         gate.set()
         await asyncio.gather(*calls)
     assert sorted(asked) == ["a"] * 3 + ["b"] * 3 + ["c"] * 3

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+
 from image_host import ImageHost
 from local_stack import ROOT, Stack
 from scenes import webp

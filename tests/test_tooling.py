@@ -108,10 +108,16 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def foreign_imports(service: str) -> dict[str, Path]:
-    """Each top-level module of others that a service's code imports, or that part of `visionstack` which it uses."""
+def foreign_imports(folder: str) -> dict[str, Path]:
+    """Each top-level module of others that a folder's code imports, or that part of `visionstack` which it uses."""
     found: dict[str, Path] = {}
-    todo = sorted((ROOT / service).rglob("*.py"))
+    todo = sorted((ROOT / folder).rglob("*.py"))
+    own = OWN_MODULES | {
+        path.stem
+        for name in ("demo", "tests", "tools")
+        for path in (ROOT / name).iterdir()
+        if path.suffix in ("", ".py")
+    }
     seen = set(todo)
     while todo:
         path = todo.pop()
@@ -121,9 +127,21 @@ def foreign_imports(service: str) -> dict[str, Path]:
             if top == "visionstack" and shared.exists() and shared not in seen:
                 seen.add(shared)
                 todo.append(shared)
-            elif top not in sys.stdlib_module_names and top not in OWN_MODULES:
+            elif top not in sys.stdlib_module_names and top not in own:
                 found[top] = path
     return found
+
+
+def not_required(modules: dict[str, Path], sources: list[str]) -> dict[str, str]:
+    """Those modules that come with no direct requirement of the sources, and where they are imported."""
+    required = {canonicalize_name(requirement.name) for path in sources for requirement in requirements(path)}
+    required |= set(map(canonicalize_name, ("starlette", "pydantic")))  # part of fastapi's interface
+    providers = packages_distributions()
+    return {
+        module: str(path.relative_to(ROOT))
+        for module, path in modules.items()
+        if not required & {canonicalize_name(name) for name in providers.get(module, [])}
+    }
 
 
 class TestRequirements:
@@ -132,15 +150,12 @@ class TestRequirements:
         sources = ["common/pyproject.toml", f"{service}/requirements.in"]
         if service in ("clip", "blip", "yolo"):
             sources.append("common/torch.txt")
-        required = {canonicalize_name(requirement.name) for path in sources for requirement in requirements(path)}
-        required |= set(map(canonicalize_name, ("starlette", "pydantic")))  # part of fastapi's interface
-        providers = packages_distributions()
-        missing = {
-            module: str(path.relative_to(ROOT))
-            for module, path in foreign_imports(service).items()
-            if not required & {canonicalize_name(name) for name in providers[module]}
-        }
-        assert missing == {}
+        assert not_required(foreign_imports(service), sources) == {}
+
+    @pytest.mark.parametrize("folder", ["demo", "tests", "tools"])
+    def test_whatever_the_rest_imports_is_required_by_something(self, folder: str) -> None:
+        sources = ["common/torch.txt", *dict.fromkeys(source for sources in SOURCES.values() for source in sources)]
+        assert not_required(foreign_imports(folder), sources) == {}
 
     def test_only_the_yolo_service_imports_ultralytics(self) -> None:
         """Its licence is the AGPL, which must stay within that folder and process."""

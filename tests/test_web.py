@@ -38,9 +38,7 @@ def make_app(status: ServiceStatus, *, receive_timeout_s: float = 5.0) -> FastAP
         if request.headers.get("x-no"):
             raise Unauthorized()
 
-    router = APIRouter(
-        route_class=limited_route(max_body_bytes=1000, receive_timeout_s=receive_timeout_s, admit=admit)
-    )
+    router = APIRouter(route_class=limited_route(max_body_bytes=1000, receive_timeout_s=receive_timeout_s, admit=admit))
 
     @router.post("/echo")
     async def echo(body: Body) -> int:
@@ -197,7 +195,14 @@ async def test_a_body_that_comes_too_slowly_is_a_408() -> None:
     async def send(message: dict[str, object]) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/raw", "headers": [], "query_string": b"", "http_version": "1.1"}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/raw",
+        "headers": [],
+        "query_string": b"",
+        "http_version": "1.1",
+    }
     await app(scope, receive, send)  # type: ignore[arg-type]
     assert sent[0]["status"] == 408
     assert b"receive_timeout" in sent[1]["body"]  # type: ignore[operator]

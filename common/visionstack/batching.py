@@ -93,7 +93,7 @@ class Batcher(Generic[KeyT, ItemT, ResultT]):
         """The model's result for one item.
 
         Raises `Overloaded` when the queue is full, `UpstreamTimeout` when the result is not there within `timeout_s`
-        seconds of the call, `ServiceUnavailable` when the batcher is closed, and whatever `predict` raised for the item.
+        seconds of the call, `ServiceUnavailable` when the batcher is closed, and what `predict` raised for the item.
         """
         if self._closed or not self.alive:
             raise ServiceUnavailable("The model is not running; try again as Retry-After says.")

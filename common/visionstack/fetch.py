@@ -303,6 +303,7 @@ class _GuardedNetwork(httpcore2.AsyncNetworkBackend):
                 failure = exc
         raise failure
 
+
 class _Wire:
     """How many more bytes a connection may deliver, framing included: what a byte limit on the body cannot see."""
 

@@ -100,7 +100,9 @@ class ModelService(Generic[KeyT, ItemT, ResultT]):
         self._batch_size = Histogram(
             "vision_inference_batch_size", "Items a batch.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
         )
-        self._queue_seconds = Histogram("vision_inference_queue_seconds", "Wait of a batch's oldest.", registry=registry)
+        self._queue_seconds = Histogram(
+            "vision_inference_queue_seconds", "Wait of a batch's oldest.", registry=registry
+        )
         self._run_seconds = Histogram("vision_inference_forward_seconds", "Time of a batch.", registry=registry)
         self._images = Counter("vision_inference_images", "Items through the model.", registry=registry)
         Gauge("vision_inference_queue_depth", "Items that wait.", registry=registry).set_function(

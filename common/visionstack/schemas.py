@@ -23,7 +23,11 @@ MaxLength = Annotated[int, Field(ge=5, le=200, description="Longest caption, in 
 Confidence = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, description="Least confidence of a box.")]
 SearchLimit = Annotated[int, Field(ge=1, le=1000, description="At most so many results.")]
 ScoreThreshold = Annotated[
-    float, Field(allow_inf_nan=False, description="Least similarity of a result (for `euclid` and `manhattan`: the largest distance).")
+    float,
+    Field(
+        allow_inf_nan=False,
+        description="Least similarity of a result (for `euclid` and `manhattan`: the largest distance).",
+    ),
 ]
 ImageUrl = Annotated[
     str,

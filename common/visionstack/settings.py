@@ -36,9 +36,13 @@ class ImageSettings(ServiceSettings):
 
     max_image_bytes: int = Field(25 * MiB, ge=1024)
     max_image_pixels: int = Field(50_000_000, ge=1024, le=1_000_000_000)
-    image_formats: Annotated[
-        tuple[ImageFormat, ...], NoDecode, BeforeValidator(_split_commas), Field(min_length=1)
-    ] = ("jpeg", "png", "webp", "gif", "avif")
+    image_formats: Annotated[tuple[ImageFormat, ...], NoDecode, BeforeValidator(_split_commas), Field(min_length=1)] = (
+        "jpeg",
+        "png",
+        "webp",
+        "gif",
+        "avif",
+    )
     decode_timeout_s: float = Field(5.0, gt=0, le=600)
 
 

@@ -104,7 +104,7 @@ def limited_route(
     receive_timeout_s: float,
     admit: Callable[[Request], Awaitable[None]] | None = None,
 ) -> type[APIRoute]:
-    """A route class that lets `admit` refuse before a byte of the body is read, and then bounds the body's size and time.
+    """A route class that lets `admit` refuse before a byte of the body is read, then bounds the body's size and time.
 
     FastAPI reads the body before it runs dependencies, so neither keys nor limits can live in a dependency.
     """
@@ -333,9 +333,7 @@ def configure_logging(service: str, *, log_format: str, log_level: str) -> None:
         if as_json
         # the plain traceback: the pretty one prints local variables, keys among them
         else [
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-            )
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
         ]
     )
     handler = logging.StreamHandler(sys.stderr)

@@ -72,7 +72,9 @@ def create_app(
         admit=gate.admit,
     )
     # The route class checks the key, before the body is read; this only documents it.
-    key_scheme = Security(APIKeyHeader(name=API_KEY_HEADER, auto_error=False, description="One of the keys in API_KEY."))
+    key_scheme = Security(
+        APIKeyHeader(name=API_KEY_HEADER, auto_error=False, description="One of the keys in API_KEY.")
+    )
     app.include_router(health_router(HealthView(services)))
     for router in (
         *analyze_routers(intake, services, json_route=json_route, file_route=file_route),

@@ -8,17 +8,16 @@ from pydantic import BeforeValidator, Field
 
 from visionstack.errors import InvalidRequest
 from visionstack.schemas import (
+    DEFAULT_COLLECTION,
     AllOptions,
     BlipOptions,
     ClipOptions,
     CollectionName,
-    DEFAULT_COLLECTION,
     Metadata,
     SearchFields,
     YoloOptions,
 )
 from visionstack.schemas import Request as Fields
-
 
 MULTIPART = Form(media_type="multipart/form-data")
 

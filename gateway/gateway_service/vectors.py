@@ -10,7 +10,6 @@ from uuid import uuid4
 from fastapi import APIRouter, Depends, Path, Query, Response
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
-
 from starlette.convertors import Convertor, register_url_convertor
 
 from visionstack.errors import UpstreamTimeout, VisionError
@@ -124,9 +123,7 @@ class VectorStore:
 
     async def delete(self, body: DeletePointsRequest) -> Deleted:
         # a second try would count nothing, as the first one may have deleted
-        return checked(
-            _DELETED, await self._peer.post("/delete", json=body.model_dump(), idempotent=False), "qdrant"
-        )
+        return checked(_DELETED, await self._peer.post("/delete", json=body.model_dump(), idempotent=False), "qdrant")
 
     async def collections(self) -> list[Collection]:
         return checked(_COLLECTIONS, await self._peer.get("/collections"), "qdrant")
@@ -250,9 +247,7 @@ def vectors_routers(
         """Delete points by their ids or original ids; says how many existed."""
         return await store.delete(body)
 
-    @router.get(
-        "/points/by-original-id/{id:text}", responses=POINT_PROBLEMS, response_model_exclude_unset=True
-    )
+    @router.get("/points/by-original-id/{id:text}", responses=POINT_PROBLEMS, response_model_exclude_unset=True)
     async def get_point_by_original_id(
         id: str, collection: CollectionQuery = DEFAULT_COLLECTION, with_vector: bool = False
     ) -> Point:
@@ -260,9 +255,7 @@ def vectors_routers(
         return await store.point("/points/by-original-id", id, collection, with_vector)
 
     @router.get("/points/{id:text}", responses=POINT_PROBLEMS, response_model_exclude_unset=True)
-    async def get_point(
-        id: str, collection: CollectionQuery = DEFAULT_COLLECTION, with_vector: bool = False
-    ) -> Point:
+    async def get_point(id: str, collection: CollectionQuery = DEFAULT_COLLECTION, with_vector: bool = False) -> Point:
         """One point."""
         return await store.point("/points", id, collection, with_vector)
 
