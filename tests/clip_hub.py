@@ -1,7 +1,7 @@
 """Run as a process: loads CLIP models from a hub of its own, once more without it, and prints what came of it.
 
-huggingface_hub reads its endpoint and its cache folder when it is imported, so a test cannot set them in its own process.
-The first argument is a folder with an open_clip model.
+huggingface_hub reads its endpoint and its cache folder when it is imported, so a test cannot set them in its own
+process. The first argument is a folder with an open_clip model.
 """
 
 import json

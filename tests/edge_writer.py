@@ -1,6 +1,7 @@
 """A process that writes into an embedded store until it is killed: `edge_writer.py FOLDER`.
 
-It prints the id of each point once its upsert is acknowledged, and the negated id once its deletion is.
+It prints `written ID` once an upsert is acknowledged, `deleting ID` before a deletion and `deleted ID` once that is
+acknowledged.
 """
 
 import asyncio
@@ -18,11 +19,12 @@ async def write(store: QdrantEdgeStore, writer: int) -> None:
     while True:
         id = writer * 1_000_000 + i
         await store.upsert("images", [NewPoint(id, [float(writer), float(i), 0.0, 1.0], {"i": i}, f"w{writer}-{i}")])
-        print(id, flush=True)
+        print("written", id, flush=True)
         i += 1
         if i % 7 == 0:
+            print("deleting", id - 3, flush=True)
             await store.delete("images", [id - 3])
-            print(-(id - 3), flush=True)
+            print("deleted", id - 3, flush=True)
 
 
 async def main(folder: Path) -> None:

@@ -24,18 +24,12 @@ def gradient(width: int = 320, height: int = 240) -> Image.Image:
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Noise at every scale, as photographs have it, and some hard edges."""
+    """Detail of a few pixels' size over large forms with hard edges, as photographs have it."""
     rng = np.random.default_rng(seed)
-    values = np.full((height, width, 3), 90.0, np.float32)
-    columns, amplitude = 8, 60.0
-    while columns < width:
-        rows = max(2, columns * height // width)
-        octave = Image.fromarray((rng.normal(0.5, 0.25, (rows, columns, 3)).clip(0, 1) * 255).astype(np.uint8))
-        values += (np.asarray(octave.resize((width, height))) - 127.5) / 64 * amplitude
-        columns, amplitude = columns * 2, amplitude * 0.6
-    y, x = np.mgrid[0:height, 0:width]
-    values += 80 * ((x // (width // 7) + y // (height // 5)) % 2)[..., None]
-    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+    detail = Image.fromarray(rng.integers(0, 256, (height // 3 + 1, width // 3 + 1, 3), np.uint8))
+    forms = Image.fromarray(rng.integers(0, 256, (5, 7, 3), np.uint8))
+    detail, forms = detail.resize((width, height)), forms.resize((width, height), Image.Resampling.NEAREST)
+    return Image.blend(Image.blend(forms, gradient(width, height), 0.5), detail, 0.12)
 
 
 def corners(width: int = 40, height: int = 20) -> Image.Image:

@@ -649,7 +649,7 @@ async def test_the_service_starts_from_its_folder_and_only_once(tmp_path: Path) 
         env=os.environ | {"PYTHONPATH": str(folder / "common"), "QDRANT_PATH": str(tmp_path), "LOG_FORMAT": "console"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
     )
     await store.close()
     assert result.returncode == 1

@@ -1,13 +1,14 @@
 """The project's own files stay true to one another: locks, requirements, settings, documentation, ignored files."""
 
 import ast
+import functools
 import importlib
 import os
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,15 +133,20 @@ def foreign_imports(folder: str) -> dict[str, Path]:
     return found
 
 
+@functools.cache
+def providers() -> Mapping[str, list[str]]:
+    """Which distributions an importable module comes from."""
+    return packages_distributions()
+
+
 def not_required(modules: dict[str, Path], sources: list[str]) -> dict[str, str]:
     """Those modules that come with no direct requirement of the sources, and where they are imported."""
     required = {canonicalize_name(requirement.name) for path in sources for requirement in requirements(path)}
     required |= set(map(canonicalize_name, ("starlette", "pydantic")))  # part of fastapi's interface
-    providers = packages_distributions()
     return {
         module: str(path.relative_to(ROOT))
         for module, path in modules.items()
-        if not required & {canonicalize_name(name) for name in providers.get(module, [])}
+        if not required & {canonicalize_name(name) for name in providers().get(module, [])}
     }
 
 

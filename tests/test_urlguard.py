@@ -6,7 +6,7 @@ from typing import Any
 
 import h11
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netns.vectors import VECTORS, Names, Vector, of_stage
@@ -174,6 +174,7 @@ def test_location_is_held_to_the_same_rules(location: str) -> None:
 _URL_LIKE = st.text(st.sampled_from("htps:/?#@[]%\\.-_0123456789abxn。１①ßü\u200d \t\x00\ud800A"), max_size=60)
 
 
+@settings(deadline=None)
 @given(st.one_of(st.text(), _URL_LIKE, _URL_LIKE.map(lambda text: "http://" + text)))
 def test_any_text_is_refused_or_gives_parts_that_go_on_the_wire_and_parse_to_themselves(text: str) -> None:
     try:

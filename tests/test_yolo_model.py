@@ -90,8 +90,8 @@ def assert_same(found: list[Detection], rows: Any, pixels: Any) -> None:
 def same(found: Detection, other: Detection) -> bool:
     return (
         found.class_name == other.class_name
-        and abs(found.confidence - other.confidence) < 1e-5
-        and all(abs(a - b) < 0.02 for a, b in zip(found.bbox, other.bbox, strict=True))
+        and abs(found.confidence - other.confidence) < 1e-4
+        and all(abs(a - b) < 0.05 for a, b in zip(found.bbox, other.bbox, strict=True))
     )
 
 
@@ -143,7 +143,7 @@ def test_the_confidence_threshold_only_cuts_the_list(model: YoloModel) -> None:
     assert len(everything) == 300
     confidences = [d.confidence for d in everything]
     assert confidences == sorted(confidences, reverse=True)
-    for conf in (0.05, confidences[100], 0.5, 0.9, 1.0):
+    for conf in (0.05, (confidences[100] + confidences[101]) / 2, 0.5, 0.9, 1.0):
         assert detect(model, pixels, conf) == [d for d in everything if d.confidence > conf]
 
 

@@ -42,7 +42,7 @@ async def serving(checkpoint: Path) -> AsyncIterator[tuple[httpx2.AsyncClient, Y
         app.router.lifespan_context(app),
         httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://yolo", timeout=60) as client,
     ):
-        with anyio.fail_after(60):
+        with anyio.fail_after(100):
             while (await client.get("/readyz")).status_code != 200:  # noqa: ASYNC110 - readiness is asked for over HTTP
                 await anyio.sleep(0.01)
         yield client, model
@@ -173,7 +173,7 @@ def test_main_serves_the_checkpoint_of_its_environment(checkpoint: Path) -> None
     process = start(port, YOLO_MODEL=str(checkpoint))
     try:
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as client:
-            deadline = time.monotonic() + 90
+            deadline = time.monotonic() + 100
             while True:
                 assert process.poll() is None
                 assert time.monotonic() < deadline

@@ -8,6 +8,7 @@ import numpy as np
 from fastapi import APIRouter, FastAPI, Form, Query, Request, UploadFile
 
 from visionstack.errors import (
+    BodyTooLarge,
     ImageTooLarge,
     InvalidImage,
     InvalidRequest,
@@ -29,8 +30,8 @@ Service = ModelService[Key, Item, Vector]
 # as many tags as a caller may send, each a field, and `limit`; parsers stop at 1000 otherwise
 _MAX_FIELDS = 1001
 
-_MODEL_ERRORS = (InvalidRequest, Overloaded, ServiceUnavailable, UpstreamTimeout)
-_PICTURE_ERRORS = (ImageTooLarge, UnsupportedMediaType, InvalidImage, *_MODEL_ERRORS)
+_TEXT_ERRORS = (BodyTooLarge, InvalidRequest, Overloaded, ServiceUnavailable, UpstreamTimeout)
+_PICTURE_ERRORS = problem_responses(ImageTooLarge, UnsupportedMediaType, InvalidImage, *_TEXT_ERRORS)
 
 
 def create_app(settings: ClipSettings, model: ClipModel) -> FastAPI:
@@ -65,7 +66,7 @@ def create_app(settings: ClipSettings, model: ClipModel) -> FastAPI:
         return Embedding(vector=vector.tolist(), model=model.identity, dim=len(vector))
 
     def add_routes(router: APIRouter, service: Service) -> None:
-        @router.post("/analyze", openapi_extra=RAW_IMAGE_BODY, responses=problem_responses(*_PICTURE_ERRORS))
+        @router.post("/analyze", tags=["analysis"], openapi_extra=RAW_IMAGE_BODY, responses=_PICTURE_ERRORS)
         async def analyze(
             request: Request,
             limit: Annotated[Limit, Query()] = 5,
@@ -77,7 +78,8 @@ def create_app(settings: ClipSettings, model: ClipModel) -> FastAPI:
 
         @router.post(
             "/analyze/tags",
-            responses=problem_responses(*_PICTURE_ERRORS),
+            tags=["analysis"],
+            responses=_PICTURE_ERRORS,
             form_limits={"max_fields": _MAX_FIELDS, "max_files": 1},
         )
         async def analyze_among_tags(
@@ -91,12 +93,12 @@ def create_app(settings: ClipSettings, model: ClipModel) -> FastAPI:
             image = await service.predict("image", pixels, request)
             return await tags_of(service, image, tags, limit, request)
 
-        @router.post("/embed", openapi_extra=RAW_IMAGE_BODY, responses=problem_responses(*_PICTURE_ERRORS))
+        @router.post("/embed", tags=["vectors"], openapi_extra=RAW_IMAGE_BODY, responses=_PICTURE_ERRORS)
         async def embed(request: Request) -> Embedding:
             """The vector of the picture in the body."""
             return embedding(await service.predict("image", await service.picture(request), request))
 
-        @router.post("/embed/text", responses=problem_responses(*_MODEL_ERRORS))
+        @router.post("/embed/text", tags=["vectors"], responses=problem_responses(*_TEXT_ERRORS))
         async def embed_text(body: EmbedTextRequest, request: Request) -> Embedding:
             """The vector of a text, in the space of the pictures' vectors."""
             return embedding(await service.predict("text", body.text, request))
@@ -105,6 +107,6 @@ def create_app(settings: ClipSettings, model: ClipModel) -> FastAPI:
         settings,
         model,
         add_routes,
-        title="Vision Stack: CLIP",
-        description="Zero-shot tags and vectors. Internal: the gateway is the stack's public door.",
+        title="clip",
+        description="Tags for pictures, and vectors for pictures and texts, for the Vision Stack.",
     )

@@ -3,8 +3,8 @@
 Each worker is one long-lived child (`python -m visionstack.decoder`) that imports `images` and little else, with a
 limit on its address space and, per picture, on its CPU seconds. A worker that dies is replaced; its caller gets
 `InvalidImage`. As many pictures are decoded at once as there are workers, which bounds their memory: about 20 bytes a
-pixel, so `workers * max_pixels * 20` for files that are what they say, and `_address_space` per worker for those that
-are not. Further callers wait in order, and not for long.
+pixel, so `workers * max_pixels * 20` for files that are what they say, and `memory_bytes` per worker for those that are
+not. Further callers wait in order, and not for long.
 """
 
 import asyncio
@@ -40,24 +40,29 @@ _MAX_ANSWER_BYTES = 65_536
 ResultT = TypeVar("ResultT")
 
 
-def _address_space(limits: ImageLimits) -> int:
-    """Bytes for one worker: what libraries map, and twice what the hungriest format was seen to take."""
-    return 1024 * _MiB + 40 * limits.max_pixels
-
-
 class Decoder:
     """`start()`, then `decode()`, then `close()`; without `start()` a worker starts with its first picture.
 
-    At most `max_waiting` callers wait, each at most `wait_s` seconds, for one of the `workers`.
+    At most `max_waiting` callers wait, each at most `wait_s` seconds, for one of the `workers`, each of which may have
+    `memory_bytes` of address space: by default twice what the hungriest format needs for `max_pixels`, and 1 GiB.
     """
 
-    def __init__(self, limits: ImageLimits, *, workers: int, max_waiting: int = 256, wait_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        limits: ImageLimits,
+        *,
+        workers: int,
+        max_waiting: int = 256,
+        wait_s: float = 10.0,
+        memory_bytes: int | None = None,
+    ) -> None:
         self._wall_s = limits.decode_timeout_s * _WALL_FACTOR + _START_TIMEOUT_S
         self._max_waiting = max_waiting
         self._wait_s = wait_s
         self._waiting = 0
         self._closed = False
-        self._workers = [_Worker(limits) for _ in range(workers)]
+        memory_bytes = memory_bytes or 1024 * _MiB + 40 * limits.max_pixels
+        self._workers = [_Worker(limits, memory_bytes) for _ in range(workers)]
         self._idle = list(self._workers)
         self._slots = asyncio.Semaphore(workers)  # as many as are idle; wakes its waiters in order
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decoder")
@@ -129,8 +134,9 @@ class _Worker:
     """The parent's side of one child. All methods block and belong to one thread at a time, except `kill` and `close`,
     which may come from any."""
 
-    def __init__(self, limits: ImageLimits) -> None:
+    def __init__(self, limits: ImageLimits, memory_bytes: int) -> None:
         self._limits = limits
+        self._memory_bytes = memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._ready = False
@@ -171,7 +177,9 @@ class _Worker:
         self._connection = Connection(ours.detach())
         self._ready = False
         with contextlib.suppress(OSError):  # seen when it does not become ready
-            self._connection.send_bytes(orjson.dumps(asdict(self._limits)))
+            self._connection.send_bytes(
+                orjson.dumps({"limits": asdict(self._limits), "memory_bytes": self._memory_bytes})
+            )
 
     def decode(self, data: bytes, working_size: WorkingSize | None) -> Picture:
         connection = self.start()
@@ -253,11 +261,12 @@ def _rebuilt_picture(answer: dict[str, Any], connection: Connection, limits: Ima
 
 def _serve(connection: Connection) -> None:
     """Decodes until the parent's end of the pipe is closed, as the kernel does for one that was killed too."""
-    limits = ImageLimits(**orjson.loads(connection.recv_bytes()))
+    setup = orjson.loads(connection.recv_bytes())
+    limits, memory_bytes = ImageLimits(**setup["limits"]), setup["memory_bytes"]
     prepare_process(limits)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(ValueError, OSError):  # only Linux keeps such a limit
-        resource.setrlimit(resource.RLIMIT_AS, (_address_space(limits), _address_space(limits)))
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     connection.send_bytes(b"")
     while True:
         size = orjson.loads(connection.recv_bytes())

@@ -15,9 +15,8 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import httpcore2
 
@@ -37,8 +36,9 @@ _MAX_LOOKUPS = 64
 
 _MAX_HEADERS = 100
 _MAX_HEAD_BYTES = 64 * 1024
-_READ_BYTES = 64 * 1024
-_MAX_PIECES = 65_536
+# What one read brings is parsed without a pause for anybody else; as tiny chunks it takes long.
+_READ_BYTES = 16 * 1024
+_MIN_PIECES, _MEAN_PIECE_BYTES = 16_384, 512
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # The accepted formats under all the names that servers give them; which it is, the bytes say later.
 _MEDIA_TYPES = frozenset({
@@ -162,7 +162,7 @@ class Fetcher:
             if isinstance(answer, bytes):
                 return answer
             with _behind_redirect():
-                target = parse_location(answer.url, target, self._policy)
+                target = parse_location(answer, target, self._policy)
                 answer = await self._ask(target)
         if isinstance(answer, bytes):
             return answer
@@ -170,8 +170,8 @@ class Fetcher:
             f"The URL redirects more than {self._policy.max_redirects} times; send the one that it ends at."
         )
 
-    async def _ask(self, target: Target) -> "bytes | _Redirect":
-        """One request over a connection of its own: the image, or where the host sends us."""
+    async def _ask(self, target: Target) -> bytes | str:
+        """One request over a connection of its own: the image, or the location that the host redirects to."""
         wire = _Wire(_MAX_HEAD_BYTES + _READ_BYTES)
         network = _GuardedNetwork(target, self._policy, self._resolver, self._network, wire)
         connection = httpcore2.AsyncHTTPConnection(
@@ -198,7 +198,7 @@ class Fetcher:
                     if len(response.headers) > _MAX_HEADERS or _head_bytes(response) > _MAX_HEAD_BYTES:
                         raise FetchFailed("The image's host sent too many headers.")
                     if response.status in _REDIRECTS:
-                        return _Redirect.of(response)
+                        return _location(response)
                     return await self._image(response, wire)
             finally:
                 await network.aclose()
@@ -221,6 +221,7 @@ class Fetcher:
             raise too_large
 
         wire.allow(2 * self._max_bytes)
+        most_pieces = max(_MIN_PIECES, self._max_bytes // _MEAN_PIECE_BYTES)
         received, pieces = 0, []
         async with contextlib.aclosing(response.aiter_stream()) as stream:
             async for piece in stream:
@@ -228,7 +229,7 @@ class Fetcher:
                 if received > self._max_bytes:
                     raise too_large
                 pieces.append(piece)
-                if len(pieces) > max(_MAX_PIECES, self._max_bytes // 256):
+                if len(pieces) > most_pieces:
                     raise FetchFailed("The image's host sends the image in too many pieces.")
         return b"".join(pieces)
 
@@ -366,21 +367,6 @@ class _Slots:
                 del self._users[host], self._hosts[host]
 
 
-@dataclass(frozen=True, slots=True)
-class _Redirect:
-    url: str
-
-    @classmethod
-    def of(cls, response: httpcore2.Response) -> Self:
-        locations = set(_values(response, b"location"))
-        if len(locations) != 1:
-            raise FetchFailed(f"The image's host answered with status {response.status} and no place to go to.")
-        try:
-            return cls(locations.pop().encode("latin-1").decode())
-        except UnicodeDecodeError:
-            raise UrlNotAllowed("The URL redirects to one that is not valid Unicode.") from None
-
-
 @contextmanager
 def _behind_redirect() -> Iterator[None]:
     try:
@@ -408,6 +394,16 @@ def _translated(target: Target) -> Iterator[None]:
             "The image's host broke off, or did not answer in proper HTTP; try again.",
             log_detail=f"{target.host}: {exc!r}",
         ) from exc
+
+
+def _location(response: httpcore2.Response) -> str:
+    locations = set(_values(response, b"location"))
+    if len(locations) != 1:
+        raise FetchFailed(f"The image's host answered with status {response.status} and no place to go to.")
+    try:
+        return locations.pop().encode("latin-1").decode()
+    except UnicodeDecodeError:
+        raise UrlNotAllowed("The URL redirects to one that is not valid Unicode.") from None
 
 
 def _values(response: httpcore2.Response, name: bytes) -> list[str]:

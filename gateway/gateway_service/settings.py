@@ -27,6 +27,11 @@ def _ports(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _unless_emptied(variable: str, default: str) -> str | None:
+    """An empty variable counts as unset everywhere, but for a limit it is how one says that there is none."""
+    return None if os.environ.get(variable) == "" else default
+
+
 class GatewaySettings(ImageSettings):
     """The gateway's settings; every field is an environment variable of the same name in capitals."""
 
@@ -56,13 +61,8 @@ class GatewaySettings(ImageSettings):
     receive_timeout_s: float = Field(30.0, gt=0, le=3600)
     max_json_bytes: int = Field(8 * MiB, ge=1024)
     batch_timeout_s: float = Field(120.0, gt=0, le=3600)
-    rate_limit: str | None = "6000/minute"
-    failed_key_limit: str | None = "10/minute"
-
-    @field_validator("rate_limit", "failed_key_limit", mode="before")
-    @classmethod
-    def _empty_means_none(cls, value: object) -> object:
-        return value or None
+    rate_limit: str | None = Field(default_factory=lambda: _unless_emptied("RATE_LIMIT", "6000/minute"))
+    failed_key_limit: str | None = Field(default_factory=lambda: _unless_emptied("FAILED_KEY_LIMIT", "10/minute"))
 
     @field_validator("rate_limit", "failed_key_limit")
     @classmethod

@@ -14,7 +14,7 @@ from PIL import Image
 
 _ENDLESS = b"\0" * 65536
 # Stands for the bombs' gigabytes: enough for whatever inflates them to be seen.
-_MOST_ZEROS = 64 * 1024 * 1024
+_MOST_ZEROS = 4 * 1024 * 1024
 
 
 Serve = Callable[[str, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

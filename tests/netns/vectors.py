@@ -31,6 +31,11 @@ def of_stage(*stages: str) -> list[Vector]:
     return [vector for vector in VECTORS if vector["stage"] in stages]
 
 
+def is_slow(vector: Vector) -> bool:
+    """Whether the vector's hosts take seconds by design."""
+    return any("delay_s" in answer or "drip" in answer for answer in vector.get("http", ()))
+
+
 class Names:
     """A lying name server's zone: each lookup of a name and record type steps on to that name's next answer."""
 
