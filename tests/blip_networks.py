@@ -19,7 +19,7 @@ PIECES = ("##s", "##ed", "##ing", "##er", "##ly", "##y", "##al", "##ic")
 VOCABULARY = ("[PAD]", "[DEC]", "[SEP]", "[UNK]", "[CLS]", "[MASK]", *WORDS.split(), *PIECES)
 
 
-def make_network(*, spread: float = 0.15, end_bias: float = 1.0) -> BlipForConditionalGeneration:
+def make_network(*, spread: float = 0.2, end_bias: float = 1.3) -> BlipForConditionalGeneration:
     """A wide spread makes it loop, a high bias of the end makes captions short."""
     text = {
         "vocab_size": len(VOCABULARY), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,

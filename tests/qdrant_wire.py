@@ -4,6 +4,7 @@ What the adapter sends and reads is therefore the real client's JSON. Like the r
 numbers that it cannot hold. Payload indexes are listed, but have no effect.
 """
 
+import asyncio
 import json
 import math
 from typing import Any
@@ -22,6 +23,7 @@ class QdrantWire(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.requests.append((request.method, request.url.path))
+        await asyncio.sleep(0)  # as on a network, other calls come in between
         body = json.loads(await request.aread() or "{}", parse_int=_read_integer, parse_float=_read_float)
         try:
             result = await self._answer(request, body)

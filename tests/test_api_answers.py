@@ -46,7 +46,7 @@ def test_tags_name_sky_and_land(answers: list[dict[str, Any]], facet: str, choic
     """Among all skies (and all lands) the right one comes first."""
 
     def first(answer: dict[str, Any]) -> str:
-        return next(tag["tag"] for tag in answer["clip"] if tag["tag"] in choices)
+        return next(str(tag["tag"]) for tag in answer["clip"] if tag["tag"] in choices)
 
     right = share(first(a) == getattr(scene(n), facet) for a, n in zip(answers, PICTURES, strict=True))
     assert right >= 0.9

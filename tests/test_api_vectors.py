@@ -67,7 +67,7 @@ def test_upsert_and_search_by_url(api: httpx2.Client, image_host: ImageHost, col
 
 
 def test_search_by_text_finds_what_the_text_says(api: httpx2.Client, collection: str) -> None:
-    lands = {}
+    lands: dict[str, int] = {}
     for number in range(40):
         lands.setdefault(scene(number).land, number)
     for land, number in lands.items():

@@ -33,7 +33,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture
 def pixels() -> Tensor:
-    return random(6, 3, SIDE, SIDE)
+    return random(8, 3, SIDE, SIDE)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_beam_search_is_generate(reference: BlipForConditionalGeneration, pixels
     vision, decoder = own(make_network())
     options: dict[str, Any] = {"num_beams": beams, "num_return_sequences": beams}
     expected = generated(reference, pixels, **options)
-    assert len({len(tokens) for tokens in expected}) >= 4, "the captions should differ in length"
+    assert len({len(tokens) for tokens in expected}) >= 3, "the captions should differ in length"
     scores = reference.generate(
         pixels, max_new_tokens=MAX_TOKENS, do_sample=False, return_dict_in_generate=True, output_scores=True, **options
     ).sequences_scores.tolist()

@@ -26,13 +26,14 @@ class Loader(yaml.SafeLoader):
     """Compose's own tags are read as what they wrap."""
 
 
-Loader.add_constructor("!override", lambda loader, node: construct(loader, node))
-
-
-def construct(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+def _wrapped(loader: Loader, node: yaml.Node) -> Any:
     if isinstance(node, yaml.MappingNode):
         return loader.construct_mapping(node, deep=True)
+    assert isinstance(node, yaml.SequenceNode)
     return loader.construct_sequence(node, deep=True)
+
+
+Loader.add_constructor("!override", _wrapped)
 
 
 def compose(name: str) -> dict[str, Any]:

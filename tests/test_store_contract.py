@@ -485,23 +485,21 @@ def test_metadata_comes_back_exactly(kind: str, original: str | None, folder: Pa
 
 
 async def test_floats_of_every_size_come_back_exactly(store: VectorStore) -> None:
-    """The engine's own reader is off by a digit for a quarter of these."""
+    """The engine's own reader is off by a digit for a quarter of the long ones, and for a few of the short ones."""
     generator = random.Random(7)
-    floats = [generator.random() for _ in range(500)]
-    floats += [math.ldexp(generator.random(), generator.randint(-1070, 1020)) for _ in range(500)]
-    floats += [float(f"{generator.randrange(10**15)}e{generator.randint(-25, 22)}") for _ in range(1500)]
+    long = [generator.random() for _ in range(500)]
+    long += [math.ldexp(generator.random(), generator.randint(-1070, 1020)) for _ in range(500)]
+    short = [float(f"{generator.randrange(10**15)}e{generator.randint(-25, 22)}") for _ in range(1000)]
     name = await collection(store)
-    metadata = {str(i): number for i, number in enumerate(floats)}
-    # each in a point of its own too: one such number makes the whole metadata kept as text
-    short = [number for number in floats if 1e-4 <= number < 1e15][-500:]
-    await store.upsert(name, [point(1, **metadata), *(point(2 + i, k=number) for i, number in enumerate(short))])
+    metadata = {str(i): number for i, number in enumerate(long)}
+    await store.upsert(name, [point(1, **metadata)])
     found = await store.retrieve(name, 1)
     assert found is not None
     assert found.metadata == metadata
-    for i, number in enumerate(short):
-        single = await store.retrieve(name, 2 + i)
-        assert single is not None
-        assert single.metadata == {"k": number}
+    # each in a point of its own: one number that is altered makes the whole metadata kept as text
+    await store.upsert(name, [point(i, k=number) for i, number in enumerate(short)])
+    hits = await store.search(name, [1.0, 0.0, 0.0, 0.0], limit=1000)
+    assert {hit.id: hit.metadata for hit in hits} == {i: {"k": number} for i, number in enumerate(short)}
 
 
 async def test_metadata_at_its_limits_is_kept(store: VectorStore) -> None:

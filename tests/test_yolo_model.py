@@ -17,7 +17,7 @@ from hypothesis.extra.numpy import arrays
 
 from visionstack.model_service import ModelLoadError
 from visionstack.schemas import Detection
-from yolo_networks import CLASS_NAMES, SIDE, blocks, make_network, write_checkpoint
+from yolo_networks import CLASS_NAMES, SIDE, assert_alike, blocks, make_network, write_checkpoint
 from yolo_service.detections import suppress_overlaps, to_detections
 from yolo_service.model import DetectionTask, YoloModel
 from yolo_service.settings import YoloSettings
@@ -87,14 +87,6 @@ def assert_same(found: list[Detection], rows: Any, pixels: Any) -> None:
     assert [d.class_name for d in found] == [CLASS_NAMES[int(i)] for i in rows[:, 5]]
 
 
-def same(found: Detection, other: Detection) -> bool:
-    return (
-        found.class_name == other.class_name
-        and abs(found.confidence - other.confidence) < 1e-4
-        and all(abs(a - b) < 0.05 for a, b in zip(found.bbox, other.bbox, strict=True))
-    )
-
-
 # --- the answers --------------------------------------------------------------------------------------------------
 
 SIZES = [(240, 320), (320, 213), (167, 500), (900, 1600), (320, 320), (33, 31), (1, 1), (20, 3000), (3000, 20)]
@@ -132,9 +124,7 @@ def test_a_batch_answers_as_its_pictures_do_singly(model: YoloModel) -> None:
     singly = [model.predict(key, [task])[0] for task in tasks]
     assert len({len(found) for found in singly}) == 3
     for together, alone in zip(model.predict(key, tasks), singly, strict=True):
-        assert len(together) == len(alone)
-        for found in together:  # the order of near ties may differ
-            assert any(same(found, other) for other in alone)
+        assert_alike(together, alone)
 
 
 def test_the_confidence_threshold_only_cuts_the_list(model: YoloModel) -> None:

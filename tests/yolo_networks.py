@@ -1,11 +1,13 @@
 """Small untrained checkpoints that find many boxes: what the detector's tests run, through the real loading code."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from visionstack.schemas import Detection
 from yolo_service.checkpoint import prepare_ultralytics
 
 CLASS_NAMES = {0: "cat", 1: "dog", 2: "boat", 3: "kite"}
@@ -93,3 +95,15 @@ def write_checkpoint(network: Any, path: Path, **train_args: Any) -> Path:
     content = {"epoch": -1, "model": network.half(), "ema": None, "train_args": {"imgsz": SIDE, **train_args}}
     torch.save(content, path)
     return path
+
+
+def assert_alike(found: Sequence[Detection], expected: Sequence[Detection]) -> None:
+    """The same detections, though computed in another order of summation: near ties may have changed places."""
+    assert len(found) == len(expected)
+    for one in found:
+        assert any(
+            one.class_name == other.class_name
+            and abs(one.confidence - other.confidence) < 1e-4
+            and all(abs(a - b) < 0.05 for a, b in zip(one.bbox, other.bbox, strict=True))
+            for other in expected
+        ), one

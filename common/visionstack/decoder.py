@@ -144,19 +144,19 @@ class _Worker:
 
     def start(self) -> Connection:
         """A child that is ready for a picture. Raises `ServiceUnavailable` if it cannot be had."""
-        if self._process is None or self._process.poll() is not None:
-            self._launch()
-        assert self._connection is not None
-        if not self._ready:
-            try:
+        try:
+            if self._process is None or self._process.poll() is not None:
+                self._launch()
+            assert self._connection is not None
+            if not self._ready:
                 self._connection.recv_bytes(0)
-            except (EOFError, OSError) as exc:
-                status = self.discard()
-                raise ServiceUnavailable(
-                    "Images cannot be decoded at the moment; try again as Retry-After says.",
-                    log_detail=f"a decoder process did not start, exit status {status}",
-                ) from exc
-            self._ready = True
+                self._ready = True
+        except (EOFError, OSError) as exc:
+            status = self.discard()
+            raise ServiceUnavailable(
+                "Images cannot be decoded at the moment; try again as Retry-After says.",
+                log_detail=f"a decoder process did not start, exit status {status}: {exc!r}",
+            ) from exc
         return self._connection
 
     def _launch(self) -> None:
@@ -164,6 +164,8 @@ class _Worker:
         if self._closed:
             raise _stopping()
         ours, theirs = socket.socketpair()
+        self._connection = Connection(ours.detach())
+        self._ready = False
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - nothing in it comes from a request
                 # -P: the folder that the service runs in holds no modules of ours
@@ -174,12 +176,8 @@ class _Worker:
                 env=_child_environment(),
                 process_group=0,  # Ctrl-C reaches the whole group of a terminal; the parent decides
             )
-        self._connection = Connection(ours.detach())
-        self._ready = False
-        with contextlib.suppress(OSError):  # seen when it does not become ready
-            self._connection.send_bytes(
-                orjson.dumps({"limits": asdict(self._limits), "memory_bytes": self._memory_bytes})
-            )
+        setup = {"limits": asdict(self._limits), "memory_bytes": self._memory_bytes}
+        self._connection.send_bytes(orjson.dumps(setup))
 
     def decode(self, data: bytes, working_size: WorkingSize | None) -> Picture:
         connection = self.start()

@@ -173,6 +173,7 @@ def _decode(data: bytes, image_format: str, limits: ImageLimits, working_size: W
         image.load()
         orientation = _orientation(image)  # after load(): a PNG may bring its EXIF after the pixels
         rgb = _to_rgb(image)
+    del image  # WebP's keeps two whole canvases
     if rgb.size != target:
         # reducing_gap averages whole pixels first and filters the rest: cheaper, and within half a grey level
         rgb = rgb.resize(target, Image.Resampling.BICUBIC, reducing_gap=1.5)
@@ -205,7 +206,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if not image.has_transparency_data:
         return image.convert("RGB")
-    image = image.convert("RGBA")
+    if image.mode != "RGBA":
+        image = image.convert("RGBA")
     flat = Image.new("RGB", image.size, "white")
     flat.paste(image, mask=image)
     return flat

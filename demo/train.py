@@ -1,0 +1,173 @@
+"""Retrains every demo model from nothing and writes the model card.
+
+    python demo/train.py [--work FOLDER] [--out demo/models]
+
+Draws the training pictures, trains CLIP and BLIP on one core, YOLO and more of CLIP on another, moves
+the results into place, measures them on unseen pictures and writes README.md. Everything follows from
+fixed seeds. A work folder that is kept lets a later run skip the drawing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+EPOCHS = {"clip-1": 9.0, "blip-1": 5.0, "blip-2": 14.0, "yolo": 13.0, "clip-2": 8.0}
+LANES = (("clip-1", "blip-1", "blip-2"), ("yolo", "clip-2"))
+"""What is trained one after the other. Two lanes of one thread each beat one lane of two threads:
+threads of a small model mostly wait for each other. CLIP and BLIP learn in two rounds, so that BLIP
+can start early, with the eyes of the first CLIP."""
+
+
+def note_time(work: Path, name: str, seconds: float) -> None:
+    """Remember the processor time of a step for the model card."""
+    folder = work / "times"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.txt").write_text(f"{seconds:.0f}\n")
+
+
+def noted_times(work: Path) -> dict[str, float]:
+    steps = ("drawing", *EPOCHS, "measuring")
+    files = {step: work / "times" / f"{step}.txt" for step in steps}
+    return {step: float(file.read_text()) for step, file in files.items() if file.exists()}
+
+
+def processor_seconds() -> float:
+    """Processor time of this process and of its children that have ended."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def train_step(name: str, work: Path, epochs: float) -> None:
+    """One step of a lane; its result goes to `work/rounds`."""
+    from render import TRAIN_PICTURES, YOLO_PICTURES, render
+    from train_blip import train_blip
+    from train_clip import train_clip
+    from train_yolo import train_yolo
+
+    rounds = work / "rounds"
+    if name == "yolo":
+        pictures, others = work / "train-yolo", work / "watch-yolo"
+        train_yolo(pictures, others, work / "yolo", rounds / "yolo.pt", epochs=max(1, round(epochs)))
+        return
+    drawn = render(work, "train", 0, TRAIN_PICTURES, yolo_files=YOLO_PICTURES)
+    out = rounds / name
+    if name == "clip-1":
+        train_clip(drawn, out, epochs=epochs, seed=1)
+    elif name == "clip-2":
+        train_clip(drawn, out, epochs=epochs, seed=11, earlier=rounds / "clip-1")
+    elif name == "blip-1":
+        train_blip(drawn, out, epochs=epochs, seed=2, clip=rounds / "clip-1")
+    else:
+        train_blip(drawn, out, epochs=epochs, seed=12, earlier=rounds / "blip-1")
+
+
+def train_lane(names: tuple[str, ...], work: Path, scale: float, clip_seen: Event) -> None:
+    """The steps of a lane, one after the other; runs in a process of its own."""
+    import torch
+
+    torch.set_num_threads(1)
+    for name in names:
+        if name == "clip-2":
+            clip_seen.wait()
+        began = time.process_time()
+        train_step(name, work, EPOCHS[name] * scale)
+        note_time(work, name, time.process_time() - began)
+        if name == "clip-1":
+            clip_seen.set()
+
+
+def train_all(work: Path, scale: float) -> None:
+    """All lanes at once; the first that fails ends the run."""
+    context = multiprocessing.get_context("spawn")
+    clip_seen = context.Event()
+    jobs = [context.Process(target=train_lane, args=(lane, work, scale, clip_seen)) for lane in LANES]
+    for job in jobs:
+        job.start()
+    while any(job.is_alive() for job in jobs):
+        time.sleep(1)
+        if any(job.exitcode for job in jobs):
+            for job in jobs:
+                job.kill()
+            sys.exit("a training failed")
+    if any(job.exitcode for job in jobs):
+        sys.exit("a training failed")
+    for name, final in (("clip-2", "clip"), ("blip-2", "blip"), ("yolo.pt", "yolo.pt")):
+        (work / "rounds" / name).rename(work / "models" / final)
+
+
+def put_in_place(trained: Path, out: Path) -> None:
+    """Swap the new models in one by one, so that a reader never meets half a model."""
+    out.mkdir(parents=True, exist_ok=True)
+    for fresh in sorted(trained.iterdir()):
+        target, staged = out / fresh.name, out / f".{fresh.name}.new"
+        if fresh.is_file():
+            shutil.copy(fresh, staged)
+            staged.replace(target)
+            continue
+        shutil.rmtree(staged, ignore_errors=True)
+        shutil.copytree(fresh, staged)
+        old = out / f".{fresh.name}.old"
+        if target.exists():
+            target.rename(old)
+        staged.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--work", type=Path, help="pictures and checkpoints; kept when given")
+    parser.add_argument("--out", type=Path, default=HERE / "models", help="where the models go")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the full training")
+    parser.add_argument("--measure", action="store_true", help="train nothing, measure what --out holds")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    work: Path = options.work or Path(tempfile.mkdtemp(prefix="demo-models-"))
+    work = work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    # Imported only now, because torch reads the number of threads when it is first imported.
+    from card import write_card
+    from evaluate import evaluate
+    from render import TRAIN_PICTURES, YOLO_PICTURES, render
+    from samples import write_samples
+    from tags import write_tags
+
+    if not options.measure and not (work / "train.json").exists():
+        began = processor_seconds()
+        render(work, "train", 0, TRAIN_PICTURES, yolo_files=YOLO_PICTURES)
+        # ultralytics insists on a look at other pictures when it ends; few keep that short.
+        render(work, "watch", 900_000, 64, yolo_files=64)
+        note_time(work, "drawing", processor_seconds() - began)
+    if not options.measure:
+        shutil.rmtree(work / "models", ignore_errors=True)
+        (work / "models").mkdir()
+        train_all(work, options.scale)
+        put_in_place(work / "models", options.out)
+    write_tags(options.out / "tags.txt")
+    write_samples(HERE / "pictures")
+    began = processor_seconds()
+    figures = evaluate(options.out, work)
+    note_time(work, "measuring", processor_seconds() - began)
+    (work / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    write_card(HERE / "README.md", options.out, figures, noted_times(work))
+    if not options.work:
+        shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    main()
