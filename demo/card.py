@@ -75,15 +75,16 @@ Average precision at 50 % overlap by class: {classes}.
 ## Training
 
 `make demo-models` draws {pictures:,} pictures ({yolo_pictures:,} of them for the detector) and
-trains the three models side by side, one thread each, from fixed seeds. Processor minutes of the
-run that made these files: {times}; together {all_minutes:.0f}, which two free cores do in half
-the time.
+trains the models in two lanes of one thread each, from fixed seeds. Processor minutes of the run
+that made these files: {times}; together {all_minutes:.0f}, which two free cores do in half the time.
 
 - **CLIP** learns from two views of every picture and one text for each. A text is right for *every*
-  picture of which it is true, since many scenes share a description. Three more losses: the right
-  tags among all tags, the two views of a picture among all views, and the thing under each patch.
-- **BLIP** learns captions in four phrasings, without a prompt. Helper heads that are thrown away
-  afterwards name sky, land, object, colour and the thing under each patch.
+  picture of which it is true, since many scenes share a description. It also learns the right tags
+  among all tags and the two views of a picture among all views.
+- **BLIP** learns captions in four phrasings, without a prompt. Its vision tower has the shape of
+  CLIP's and starts from the weights of CLIP's first round.
+- Both learn in two rounds. During training, helper heads that are thrown away afterwards name sky,
+  land, main object, its colour, and the thing under each patch; small towers learn to see sooner so.
 - **YOLO** is a narrow YOLO11 trained by ultralytics at 320 pixels, without mosaics.
 
 ## Limits

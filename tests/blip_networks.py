@@ -32,12 +32,13 @@ def make_network(*, spread: float = 0.2, end_bias: float = 1.3) -> BlipForCondit
     }  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        network = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision)).eval()
+        network = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision))
         with torch.no_grad():
             for name, parameter in network.named_parameters():
                 if parameter.ndim > 1 or name.endswith("bias"):
                     parameter.normal_(0, spread)
             network.text_decoder.cls.predictions.bias[END] = end_bias
+    network.eval()
     return network
 
 

@@ -12,7 +12,8 @@ Respond = Callable[[BaseHTTPRequestHandler], None]
 class ImageHost:
     """Serves what `put` gave it; `on` lets a test answer by hand. Counts the requests by path."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        self.address = address
         self._answers: dict[str, Respond] = {}
         self.requests: list[tuple[str, dict[str, str]]] = []
         host = self
@@ -32,7 +33,7 @@ class ImageHost:
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((address, 0), Handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
@@ -44,8 +45,12 @@ class ImageHost:
         self._server.shutdown()
         self._server.server_close()
 
+    @property
+    def port(self) -> int:
+        return self._server.server_port
+
     def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}{path}"
+        return f"http://{self.address}:{self.port}{path}"
 
     def on(self, path: str, respond: Respond) -> str:
         self._answers[path] = respond

@@ -87,11 +87,21 @@ def png_rows(rows: Iterable[bytes]) -> bytes:
     return zlib.compress(b"".join(b"\0" + row for row in rows), 9)
 
 
-def png_of(values: npt.NDArray[np.unsignedinteger], colour: int, **parts: Iterable[bytes]) -> bytes:
+def png_of(
+    values: npt.NDArray[np.unsignedinteger], colour: int, *, before: Iterable[bytes] = (), after: Iterable[bytes] = ()
+) -> bytes:
     """A PNG of 8 or 16 bits from an array of shape (height, width) or (height, width, channels)."""
     big_endian = values.astype(values.dtype.newbyteorder(">"))
     idat = png_rows(row.tobytes() for row in big_endian)
-    return png(values.shape[1], values.shape[0], idat, depth=values.dtype.itemsize * 8, colour=colour, **parts)
+    return png(
+        values.shape[1],
+        values.shape[0],
+        idat,
+        depth=values.dtype.itemsize * 8,
+        colour=colour,
+        before=before,
+        after=after,
+    )
 
 
 def png_zeros(width: int, height: int, *, depth: int = 1, colour: int = GREY) -> bytes:

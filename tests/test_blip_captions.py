@@ -55,7 +55,7 @@ def test_loops(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "cat", "a black cat and a black dog", "a boat, a bird, a house", "a boat on the sea under the moon on a clear day"],
+    ["", "cat", "a black cat and a black dog", "a boat, a bird, a house", "a boat on the sea on a clear day"],
 )
 def test_no_loops(text: str) -> None:
     assert not has_loop(text)

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from blip_networks import END, SIDE, START, VOCABULARY, make_network
 from torch import Tensor, nn
 from transformers import BlipForConditionalGeneration
 
+from blip_networks import END, SIDE, START, VOCABULARY, make_network
 from blip_service.decoding import Candidate, NoLoops, beam_search, greedy, looping
 from blip_service.network import TextDecoder, VisionTower
 from blip_service.packed import PackedLinear, pack
 
-TOKENS = {"start": START, "end": END}
+TOKENS: dict[str, Any] = {"start": START, "end": END}
 MAX_TOKENS = 12
 
 
@@ -106,9 +106,10 @@ def test_beam_search_is_generate(reference: BlipForConditionalGeneration, pixels
     options: dict[str, Any] = {"num_beams": beams, "num_return_sequences": beams}
     expected = generated(reference, pixels, **options)
     assert len({len(tokens) for tokens in expected}) >= 3, "the captions should differ in length"
-    scores = reference.generate(
+    answer: Any = reference.generate(
         pixels, max_new_tokens=MAX_TOKENS, do_sample=False, return_dict_in_generate=True, output_scores=True, **options
-    ).sequences_scores.tolist()
+    )
+    scores = answer.sequences_scores.tolist()
     found = beam_search(decoder, vision(pixels), **TOKENS, max_tokens=MAX_TOKENS, beams=beams)
     assert [len(picture) for picture in found] == [beams] * len(pixels)
     candidates = [candidate for picture in found for candidate in picture]
@@ -126,7 +127,8 @@ def test_more_beams_than_words() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("beams", [1, 3])
 def test_batched_is_single_to_the_bit(pixels: Tensor, dtype: torch.dtype, beams: int) -> None:
-    vision, decoder = own(make_network().to(dtype))
+    network: Any = make_network()
+    vision, decoder = own(network.to(dtype))
 
     def search(pixels: Tensor) -> list[list[Candidate]]:
         embeddings = vision(pixels.to(dtype))

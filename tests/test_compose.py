@@ -144,13 +144,14 @@ def test_images_run_as_nobody_in_particular_and_check_themselves(service: str) -
     assert "\nUSER 10001\n" in final
     assert "uv" not in re.sub("uvicorn", "", final)
     assert 'CMD ["python", "-m", "visionstack.healthcheck"]' in final
+    assert '\nCMD ["python", "-m", "visionstack.serve"]\n' in final
     assert "--require-hashes" in text
     assert "curl" not in text
     assert "://" not in text
     folder = FOLDERS.get(service, service)
     assert (
         text.index(f"COPY {folder}/requirements.txt")
-        < text.index("COPY common common")
+        < text.index("COPY common /app")
         < text.index(f"COPY {folder} /app")
     )
 

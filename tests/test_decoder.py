@@ -6,15 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import encoded, exif_orientation, gradient, photo, png_zeros, slow_jpeg, webp_animated, webp_flat
 
+from pictures import encoded, exif_orientation, gradient, photo, png_zeros, slow_jpeg, webp_animated, webp_flat
 from visionstack import images
 from visionstack.decoder import Decoder
 from visionstack.errors import ImageTooLarge, InvalidImage, Overloaded, ServiceUnavailable, UnsupportedMediaType
@@ -74,16 +74,25 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def surroundings(pid: int) -> tuple[bytes, str, int]:
+    """A process's environment, its limits, and how many sockets it has."""
+    process = Path(f"/proc/{pid}")
+    links = [os.readlink(link) for link in (process / "fd").iterdir()]
+    sockets = sum(link.startswith("socket:") for link in links)
+    return (process / "environ").read_bytes(), (process / "limits").read_text(), sockets
+
+
 def resident_bytes(pids: set[int]) -> int:
     return sum(int(status_of(pid).get("VmRSS", "0 kB").split()[0]) * 1024 for pid in pids)
 
 
-async def until(condition: object) -> None:
-    """Waits until the callable is true; it must become so."""
-    assert callable(condition)
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():
-            await asyncio.sleep(0.005)
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits until it is true, which it must become."""
+    for _ in range(round(DEADLINE_S / 0.005)):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    pytest.fail("this never came")
 
 
 async def until_busy(pids: set[int], since: dict[int, float]) -> None:
@@ -108,7 +117,10 @@ async def test_pictures_are_those_of_images() -> None:
     turned = encoded(photo(1600, 1200), "JPEG", exif=exif_orientation(6))
     async with running() as decoder:
         for data, size in ((PNG, None), (turned, None), (turned, WorkingSize())):
-            picture, expected = await decoder.decode(data, working_size=size), images.decode(data, LIMITS, working_size=size)
+            picture, expected = (
+                await decoder.decode(data, working_size=size),
+                images.decode(data, LIMITS, working_size=size),
+            )
             np.testing.assert_array_equal(picture.pixels, expected.pixels)
             assert picture.pixels.flags.c_contiguous
             assert (picture.width, picture.height, picture.format) == (expected.width, expected.height, expected.format)
@@ -255,14 +267,16 @@ asyncio.run(main())
 
 
 async def test_workers_end_with_a_parent_that_was_killed() -> None:
-    command = [sys.executable, "-c", _PARENT, SECOND_OF_WORK.hex()]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as parent:
-        assert parent.stdout is not None
-        assert await asyncio.to_thread(parent.stdout.readline) == b"ready\n"
-        children = decoder_processes(parent.pid)
-        assert len(children) == 2
-        parent.kill()
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _PARENT, SECOND_OF_WORK.hex(), stdout=subprocess.PIPE, env=environment
+    )
+    assert parent.stdout is not None
+    assert await parent.stdout.readline() == b"ready\n"
+    children = decoder_processes(parent.pid)
+    assert len(children) == 2
+    parent.kill()
+    await parent.wait()
     # one of them is in the middle of a picture
     await until(lambda: not any(map(status_of, children)))
 
@@ -382,14 +396,12 @@ async def test_workers_are_light_and_know_nothing_of_the_service(monkeypatch: py
         (pid,) = decoder_processes()
         assert cpu_seconds(pid) < 1
         assert resident_bytes({pid}) < 100 * MiB
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
+        environment, limits, sockets = surroundings(pid)
         assert b"secret-of-the-service" not in environment
         assert b"PYTHONUNBUFFERED=1" in environment
-        sockets = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
-        assert sum(name.startswith("socket:") for name in sockets) == 1
-        limits = Path(f"/proc/{pid}/limits").read_text()
         assert f"Max address space         {1024 * MiB + 40 * LIMITS.max_pixels}" in limits
         assert "Max core file size        0" in limits
+        assert sockets == 1
 
 
 def test_a_worker_imports_no_model_and_no_server() -> None:

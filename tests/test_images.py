@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+
 from pictures import (
     ASCII,
     GREY,
@@ -46,7 +47,6 @@ from pictures import (
     webp_animated,
     webp_flat,
 )
-
 from visionstack.errors import ImageTooLarge, InvalidImage, UnsupportedMediaType, VisionError
 from visionstack.images import ImageLimits, Picture, WorkingSize, decode, from_ppm, sniff, to_ppm
 from visionstack.settings import ImageSettings
@@ -284,7 +284,9 @@ def test_the_second_frame_is_never_touched() -> None:
 
 def test_an_apng_may_claim_any_number_of_frames() -> None:
     control = png_chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0))
-    np.testing.assert_array_equal(decoded(png_of(np.asarray(gradient()), RGB, before=[control])), np.asarray(gradient()))
+    np.testing.assert_array_equal(
+        decoded(png_of(np.asarray(gradient()), RGB, before=[control])), np.asarray(gradient())
+    )
 
 
 def test_a_first_frame_smaller_than_its_screen_is_shown_on_the_screen() -> None:

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 
 from visionstack.model_service import ModelLoadError
 from visionstack.schemas import Detection
@@ -22,9 +23,20 @@ from yolo_service.detections import suppress_overlaps, to_detections
 from yolo_service.model import DetectionTask, YoloModel
 from yolo_service.settings import YoloSettings
 
-YOLO_FOLDER = Path(__file__).resolve().parents[1] / "yolo"
+ROOT = Path(__file__).resolve().parents[1]
+YOLO_FOLDER = ROOT / "yolo"
+BUNDLED = ROOT / "demo" / "models" / "yolo.pt"
 
 Checkpoints = Callable[[str], Path]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """The order of summation depends on the threads, and more of them only wait on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +49,6 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
         return path if path.exists() else write_checkpoint(make_network(config), path)
 
     return get
-
-
-@pytest.fixture(autouse=True)
-def torch_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def make_model(checkpoint: Path | str, **values: Any) -> YoloModel:
@@ -66,7 +71,10 @@ def detect(model: YoloModel, pixels: Any, conf: float = 0.25) -> list[Detection]
 def reference(checkpoint: Path) -> Any:
     from ultralytics.models import RTDETR, YOLO
 
-    return (RTDETR if checkpoint.stem == "rtdetr" else YOLO)(checkpoint)
+    model = (RTDETR if checkpoint.stem == "rtdetr" else YOLO)(checkpoint)
+    model.predict(np.zeros((32, 32, 3), np.uint8), device="cpu", verbose=False)
+    torch.set_num_threads(1)  # the first call has set more
+    return model
 
 
 def predicted(checkpoint: Path, pixels: Any, conf: float) -> Any:
@@ -75,7 +83,7 @@ def predicted(checkpoint: Path, pixels: Any, conf: float) -> Any:
     return reference(checkpoint).predict(bgr, conf=conf, device="cpu", verbose=False)[0].boxes.data.numpy()
 
 
-def assert_same(found: list[Detection], rows: Any, pixels: Any) -> None:
+def assert_same(found: list[Detection], rows: Any, pixels: Any, names: dict[int, str] = CLASS_NAMES) -> None:
     """`found` is what the rows say, save boxes without area and corners outside the picture."""
     height, width, _ = pixels.shape
     rows[:, :4] = rows[:, :4].clip(0, [width, height, width, height])
@@ -84,7 +92,12 @@ def assert_same(found: list[Detection], rows: Any, pixels: Any) -> None:
     assert len(found) == len(rows)
     np.testing.assert_allclose(np.reshape([d.bbox for d in found], (-1, 4)), rows[:, :4], atol=0.01)
     np.testing.assert_allclose([d.confidence for d in found], rows[:, 4], atol=2e-6)
-    assert [d.class_name for d in found] == [CLASS_NAMES[int(i)] for i in rows[:, 5]]
+    assert [d.class_name for d in found] == [names[int(i)] for i in rows[:, 5]]
+
+
+def bundled_pictures() -> list[Any]:
+    paths = sorted((ROOT / "demo" / "pictures").iterdir())
+    return [np.asarray(Image.open(path).convert("RGB")) for path in paths]
 
 
 # --- the answers --------------------------------------------------------------------------------------------------
@@ -111,6 +124,18 @@ def test_other_kinds_of_network_answer_as_predict_does(checkpoints: Checkpoints,
     other = make_model(checkpoints(config))
     other.load()
     assert_same(detect(other, pixels, 0.2), expected, pixels)
+
+
+def test_the_bundled_detector_answers_as_predict_does() -> None:
+    bundled = make_model(BUNDLED)
+    bundled.load()
+    names = reference(BUNDLED).names
+    count = 0
+    for pixels in bundled_pictures():
+        expected = predicted(BUNDLED, pixels, 0.25)
+        count += len(expected)
+        assert_same(detect(bundled, pixels), expected, pixels, names)
+    assert count >= 5
 
 
 def test_a_batch_answers_as_its_pictures_do_singly(model: YoloModel) -> None:
@@ -188,6 +213,22 @@ def test_bf16_keeps_boxes_and_confidences_finer_than_bf16(checkpoints: Checkpoin
     assert abs(best.confidence - counterpart.confidence) < 0.1
 
 
+def test_bf16_finds_what_fp32_finds_with_the_bundled_detector() -> None:
+    exact, reduced = make_model(BUNDLED), make_model(BUNDLED, precision="bf16")
+    exact.load()
+    reduced.load()
+    shifts, differences = [], []
+    for pixels in bundled_pictures():
+        found = detect(reduced, pixels, 0.1)
+        for one in detect(exact, pixels, 0.25):
+            alike = [other for other in found if other.class_name == one.class_name]
+            other = min(alike, key=lambda other: abs(np.subtract(other.bbox, one.bbox)).max())
+            shifts.append(abs(np.subtract(other.bbox, one.bbox)).max())
+            differences.append(abs(other.confidence - one.confidence))
+    assert np.median(shifts) < 1
+    assert np.median(differences) < 0.01
+
+
 def test_a_network_without_exact_decoding_stays_in_fp32(checkpoints: Checkpoints) -> None:
     assert make_model(checkpoints("rtdetr"), precision="bf16").load().precision == "fp32"
 
@@ -198,9 +239,12 @@ def test_a_network_without_exact_decoding_stays_in_fp32(checkpoints: Checkpoints
 @pytest.mark.parametrize("threads", [1, 2])
 def test_torch_keeps_its_threads(checkpoints: Checkpoints, threads: int) -> None:
     other = make_model(checkpoints("yolo11n"), threads=threads)
-    other.load()
-    other.warm_up()
-    assert torch.get_num_threads() == threads
+    try:
+        other.load()
+        other.warm_up()
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(1)
 
 
 def python(code: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:

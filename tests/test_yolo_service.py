@@ -28,16 +28,18 @@ from yolo_service.settings import YoloSettings
 YOLO_FOLDER = Path(__file__).resolve().parents[1] / "yolo"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """The order of summation depends on the threads, and more of them only wait on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(make_network("yolo11n"), tmp_path_factory.mktemp("checkpoint") / "blocks.pt")
-
-
-@pytest.fixture(autouse=True)
-def torch_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @asynccontextmanager

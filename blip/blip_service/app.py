@@ -41,7 +41,7 @@ def create_app(settings: BlipSettings, model: BlipModel) -> FastAPI:
     def add_routes(router: APIRouter, service: Service) -> None:
         @router.post("/analyze", tags=["analysis"], responses=_ERRORS, openapi_extra=RAW_IMAGE_BODY)
         async def analyze(request: Request, options: Annotated[BlipOptions, Query()]) -> list[Caption]:
-            """Different captions for a picture, best first; the same picture always gets the same."""
+            """Different captions for a picture, best first. Nothing is drawn: the same request has the same answer."""
             key = CaptionKey(options.variants, options.max_length)
             return await service.predict(key, await service.picture(request), request)
 

@@ -64,5 +64,6 @@ class Selection:
 
     def captions(self) -> list[Caption]:
         """The best first. Where no text was good, the first of the others; empty only if there was none."""
-        chosen = list(self._chosen.values()) or ([self._rejected] if self._rejected else [])
-        return sorted(chosen, key=lambda caption: -caption.score)
+        if not self._chosen and self._rejected is not None:
+            return [self._rejected]
+        return sorted(self._chosen.values(), key=lambda caption: -caption.score)

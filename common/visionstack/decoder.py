@@ -13,13 +13,13 @@ import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,7 +35,6 @@ _RECYCLE_RSS_BYTES = 512 * _MiB
 # Wall seconds that a CPU second may take on a crowded machine before a worker counts as stuck.
 _WALL_FACTOR = 4.0
 _START_TIMEOUT_S = 20.0
-_MAX_ANSWER_BYTES = 65_536
 
 ResultT = TypeVar("ResultT")
 
@@ -138,33 +137,32 @@ class _Worker:
         self._limits = limits
         self._memory_bytes = memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
+        self._socket: socket.socket | None = None
         self._ready = False
         self._closed = False
 
-    def start(self) -> Connection:
+    def start(self) -> socket.socket:
         """A child that is ready for a picture. Raises `ServiceUnavailable` if it cannot be had."""
         try:
             if self._process is None or self._process.poll() is not None:
                 self._launch()
-            assert self._connection is not None
+            assert self._socket is not None
             if not self._ready:
-                self._connection.recv_bytes(0)
+                _receive(self._socket, at_most=0)
                 self._ready = True
-        except (EOFError, OSError) as exc:
+        except (EOFError, OSError, ValueError) as exc:
             status = self.discard()
             raise ServiceUnavailable(
                 "Images cannot be decoded at the moment; try again as Retry-After says.",
                 log_detail=f"a decoder process did not start, exit status {status}: {exc!r}",
             ) from exc
-        return self._connection
+        return self._socket
 
     def _launch(self) -> None:
         self.discard()
         if self._closed:
             raise _stopping()
-        ours, theirs = socket.socketpair()
-        self._connection = Connection(ours.detach())
+        self._socket, theirs = socket.socketpair()
         self._ready = False
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - nothing in it comes from a request
@@ -176,17 +174,14 @@ class _Worker:
                 env=_child_environment(),
                 process_group=0,  # Ctrl-C reaches the whole group of a terminal; the parent decides
             )
-        setup = {"limits": asdict(self._limits), "memory_bytes": self._memory_bytes}
-        self._connection.send_bytes(orjson.dumps(setup))
+        _send(self._socket, {"limits": asdict(self._limits), "memory_bytes": self._memory_bytes})
 
     def decode(self, data: bytes, working_size: WorkingSize | None) -> Picture:
-        connection = self.start()
+        child = self.start()
         try:
-            connection.send_bytes(orjson.dumps(working_size and asdict(working_size)))
-            connection.send_bytes(data)
-            # JSON and raw pixels: a decoder that a file has taken over must not choose what is unpickled here
-            answer = orjson.loads(connection.recv_bytes(_MAX_ANSWER_BYTES))
-            result = _rebuilt_error(answer) or _rebuilt_picture(answer, connection, self._limits)
+            _send(child, working_size and asdict(working_size), data)
+            answer, pixels = _receive(child, at_most=3 * self._limits.max_pixels)
+            result = _rebuilt(answer, pixels)
             recycle = answer["recycle"]
         except (EOFError, OSError, ValueError, KeyError, TypeError) as exc:
             status = self.discard()
@@ -223,9 +218,9 @@ class _Worker:
         if self._process is not None:
             self._process.kill()
             status = self._process.wait()
-        if self._connection is not None:
-            self._connection.close()
-        self._process = self._connection = None
+        if self._socket is not None:
+            self._socket.close()
+        self._process = self._socket = None
         return status
 
 
@@ -240,58 +235,83 @@ _DECODE_ERRORS: dict[str, type[VisionError]] = {
 }
 
 
-def _rebuilt_error(answer: dict[str, Any]) -> VisionError | None:
-    if "code" not in answer:
-        return None
-    return _DECODE_ERRORS[answer["code"]](answer["detail"], log_detail=answer["log_detail"])
-
-
-def _rebuilt_picture(answer: dict[str, Any], connection: Connection, limits: ImageLimits) -> Picture:
+def _rebuilt(answer: dict[str, Any], pixels: bytes) -> Picture | VisionError:
+    if "code" in answer:
+        return _DECODE_ERRORS[answer["code"]](answer["detail"], log_detail=answer["log_detail"])
     height, width = answer["shape"]
-    if height * width > limits.max_pixels:
-        raise ValueError("more pixels than were asked for")
-    pixels = np.frombuffer(connection.recv_bytes(height * width * 3), np.uint8).reshape(height, width, 3)
-    return Picture(pixels, answer["width"], answer["height"], answer["format"])
+    return Picture(
+        np.frombuffer(pixels, np.uint8).reshape(height, width, 3), answer["width"], answer["height"], answer["format"]
+    )
+
+
+# --- between the two ------------------------------------------------------------------------------------------------
+
+# JSON and raw bytes: a decoder that a file has taken over must not choose what is unpickled in the parent. A plain
+# socket, because multiprocessing's connections read in pieces, which costs a large picture ten times as much.
+_LENGTHS = struct.Struct("!IQ")
+_MAX_MESSAGE_BYTES = 65_536
+
+
+def _send(to: socket.socket, message: object, payload: bytes | memoryview = b"") -> None:
+    encoded = orjson.dumps(message)
+    to.sendall(_LENGTHS.pack(len(encoded), len(payload)) + encoded)
+    to.sendall(payload)
+
+
+def _receive(source: socket.socket, *, at_most: int) -> tuple[Any, bytes]:
+    """A message and its payload. Raises `EOFError` when the other end is closed, `ValueError` for what is too long."""
+    message_size, payload_size = _LENGTHS.unpack(_read(source, _LENGTHS.size))
+    if message_size > _MAX_MESSAGE_BYTES or payload_size > at_most:
+        raise ValueError("a message of a decoder process is too long")
+    return orjson.loads(_read(source, message_size)), _read(source, payload_size)
+
+
+def _read(source: socket.socket, size: int) -> bytes:
+    data = source.recv(size, socket.MSG_WAITALL)
+    while len(data) < size:  # a signal came in between, or the end
+        more = source.recv(size - len(data), socket.MSG_WAITALL)
+        if not more:
+            raise EOFError
+        data += more
+    return data
 
 
 # --- the child ------------------------------------------------------------------------------------------------------
 
 
-def _serve(connection: Connection) -> None:
-    """Decodes until the parent's end of the pipe is closed, as the kernel does for one that was killed too."""
-    setup = orjson.loads(connection.recv_bytes())
+def _serve(parent: socket.socket) -> None:
+    """Decodes until the parent's end is closed, as the kernel does for one that was killed too."""
+    setup, _ = _receive(parent, at_most=0)
     limits, memory_bytes = ImageLimits(**setup["limits"]), setup["memory_bytes"]
     prepare_process(limits)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(ValueError, OSError):  # only Linux keeps such a limit
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    connection.send_bytes(b"")
+    _send(parent, "ready")
     while True:
-        size = orjson.loads(connection.recv_bytes())
+        size, data = _receive(parent, at_most=sys.maxsize)
         working_size = WorkingSize(**size) if size else None
-        data = connection.recv_bytes()
         # SIGPROF's default action ends the process wherever it is, inside a decoder's C code too.
         signal.setitimer(signal.ITIMER_PROF, limits.decode_timeout_s)
-        answer: dict[str, Any]
         try:
             picture = decode(data, limits, working_size=working_size)
         except VisionError as error:
             signal.setitimer(signal.ITIMER_PROF, 0)
-            out_of_memory = isinstance(error.__cause__, MemoryError)
+            recycle = isinstance(error.__cause__, MemoryError) or _is_swollen()
             answer = {"code": error.code, "detail": error.detail, "log_detail": error.log_detail}
-            connection.send_bytes(orjson.dumps(answer | {"recycle": out_of_memory or _is_swollen()}))
+            _send(parent, answer | {"recycle": recycle})
         else:
             signal.setitimer(signal.ITIMER_PROF, 0)
-            answer = {
+            header = {
                 "shape": picture.pixels.shape[:2],
                 "width": picture.width,
                 "height": picture.height,
                 "format": picture.format,
                 "recycle": _is_swollen(),
             }
-            connection.send_bytes(orjson.dumps(answer))
-            connection.send_bytes(picture.pixels.data.cast("B"))
-            del picture, data
+            _send(parent, header, picture.pixels.data.cast("B"))
+            del picture
+        del data
 
 
 def _is_swollen() -> bool:
@@ -304,8 +324,8 @@ def _is_swollen() -> bool:
 
 
 def main() -> None:
-    with contextlib.suppress(EOFError, OSError), Connection(int(sys.argv[1])) as connection:
-        _serve(connection)
+    with contextlib.suppress(EOFError, OSError), socket.socket(fileno=int(sys.argv[1])) as parent:
+        _serve(parent)
 
 
 if __name__ == "__main__":
