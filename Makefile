@@ -2,10 +2,10 @@
 
 python := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help install run test check fix lock demo-models clean
+.PHONY: help install run test e2e check fix lock demo-models clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 install: ## everything that the other targets need, into .venv
 	@tools/install dev
@@ -16,6 +16,9 @@ run: ## the whole stack on this machine, without containers (MODELS=full for the
 
 test: install ## all tests (ARGS="-k name" for some)
 	$(python) -m pytest $(ARGS)
+
+e2e: install ## build the images and test them as containers, with Docker (ARGS="-k name" for some)
+	$(python) -m pytest tests/e2e -v -rs $(ARGS)
 
 check: install ## style, types, locks and documentation, changing nothing
 	$(python) -m ruff check

@@ -42,18 +42,18 @@ BEHIND = frozenset({"sun", "moon"})
 """Kinds so far away that the land may hide them."""
 
 _HEIGHTS: dict[str, float] = {
-    "sun": 0.8,
-    "moon": 0.72,
+    "sun": 0.85,
+    "moon": 0.8,
     "tree": 1.1,
-    "house": 0.9,
-    "boat": 1.05,
-    "bird": 0.68,
-    "car": 0.6,
-    "balloon": 1.1,
-    "plane": 0.58,
+    "house": 0.95,
+    "boat": 1.1,
+    "bird": 0.92,
+    "car": 0.74,
+    "balloon": 1.2,
+    "plane": 0.8,
     "windmill": 1.3,
     "lighthouse": 1.3,
-    "tent": 0.74,
+    "tent": 0.92,
     "castle": 1.1,
 }
 """Height of each kind relative to the others at one nominal size."""
@@ -80,7 +80,7 @@ MIN_VISIBLE = 0.5
 @dataclass(frozen=True)
 class Thing:
     """One object: `x` and `y` place the middle of its foot (its middle, if it flies), in shares
-    of the picture; `size` is its nominal height in shares of the short side."""
+    of the picture; `size` is its nominal height in shares of the picture's mean side."""
 
     kind: str
     colour: str | None
@@ -157,7 +157,7 @@ class Scene:
         kind = main or lot
         horizon = rng.uniform(0.46, 0.62)
         x = rng.uniform(0.22, 0.78)
-        first = _thing(rng, kind, horizon, rng.uniform(0.32, 0.44), x)
+        first = _thing(rng, kind, horizon, rng.uniform(0.34, 0.44), x)
         others: list[Thing] = []
         for _ in range(rng.choice([0, 1, 1, 2, 2, 3])):
             # A second sun or moon would be a lie, and a second main kind would blur the caption.
@@ -180,17 +180,21 @@ class Scene:
 
     def place(self, width: int, height: int) -> list[Placed]:
         """Where everything stands on a canvas of this size, in drawing order."""
-        unit = min(width, height)
+        short = min(width, height)
+        # Between the short side and the area, so that things stay easy to see on narrow pictures.
+        unit = 0.85 * (width * height) ** 0.5
         placed: list[Placed] = []
         for thing in self.things:
             shape = build(thing.kind, thing.colour, thing.seed, flip=thing.flip)
             high = thing.size * _HEIGHTS[thing.kind] * unit
             wide = high * shape.aspect
+            if wide > 0.7 * width:
+                high, wide = high * 0.7 * width / wide, 0.7 * width
             x, y = thing.x * width - wide / 2, thing.y * height - high
             if thing.kind in FLYING:
                 y += high / 2
             if thing is self.main:
-                x, y = min(max(x, 0.02 * unit), width - wide - 0.02 * unit), max(y, 0.02 * unit)
+                x, y = min(max(x, 0.02 * short), width - wide - 0.02 * short), max(y, 0.02 * short)
             parts = tuple(
                 Part(
                     tuple((x + px * wide, y + py * high) for px, py in p.points),

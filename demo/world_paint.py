@@ -86,8 +86,8 @@ def _flat(image: Image.Image, rng: Random, _dark: bool) -> Image.Image:
 
 
 def _grainy(image: Image.Image, rng: Random, _dark: bool) -> Image.Image:
-    strength = rng.uniform(18, 30)
-    grain = noise(image.size, REFERENCE / 2.2, rng.randrange(1 << 30)) * strength
+    strength = rng.uniform(20, 32)
+    grain = noise(image.size, REFERENCE / 3, rng.randrange(1 << 30)) * strength
     faded = Image.blend(image, image.convert("L").convert("RGB"), 0.22)
     return _shift(faded, grain)
 
@@ -175,7 +175,7 @@ def paint(scene: Scene, width: int, height: int) -> Image.Image:
     rng = Random(scene.seed + 5)
     dark = SKIES[scene.sky].dark
     if scene.style == "pixel art":
-        scale = min(rng.choice([64, 80, 96, 112]) / min(width, height), 1.0)
+        scale = min(rng.choice([56, 64, 72, 80]) / min(width, height), 1.0)
         small = (max(1, round(width * scale)), max(1, round(height * scale)))
         image = _compose(scene, small[0] * 2, small[1] * 2).resize(small, Image.Resampling.NEAREST)
         image = image.quantize(24, dither=Image.Dither.NONE).convert("RGB")

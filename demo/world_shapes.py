@@ -223,15 +223,18 @@ def _balloon(rng: Random, paint: Colour) -> Shape:
 
 
 def _plane(rng: Random, paint: Colour) -> Shape:
-    body = jitter(paint, rng)
-    dark = mix(body, DARK, 0.3)
+    colour = jitter(paint, rng)
+    dark = mix(colour, DARK, 0.15)
+    # The body is pale whatever the colour, or small planes and birds would look too much alike.
+    body = jitter((226, 230, 236), rng, 8)
     parts = [
         Part(((0.34, 0.44), (0.52, 0.44), (0.36, 0.0), (0.26, 0.0)), dark),
-        Part(((0.0, 0.06), (0.1, 0.06), (0.22, 0.46), (0.06, 0.52)), dark),
-        Part(((0.02, 0.44), (0.2, 0.36), (0.86, 0.36), (1.0, 0.54), (0.9, 0.66), (0.2, 0.66)), body),
-        Part(((0.84, 0.4), (0.94, 0.48), (0.82, 0.5)), GLASS),
-        *(Part(oval(x, 0.46, 0.022, 0.05), GLASS) for x in (0.3, 0.42, 0.54, 0.66)),
-        Part(((0.36, 0.58), (0.6, 0.58), (0.34, 1.0), (0.22, 1.0)), dark),
+        Part(((0.0, 0.06), (0.12, 0.06), (0.26, 0.46), (0.06, 0.52)), colour),
+        Part(((0.02, 0.44), (0.2, 0.34), (0.86, 0.34), (1.0, 0.54), (0.9, 0.68), (0.2, 0.68)), body),
+        Part(((0.1, 0.53), (0.99, 0.53), (0.96, 0.6), (0.16, 0.61)), colour),
+        Part(((0.84, 0.38), (0.94, 0.47), (0.82, 0.49)), GLASS),
+        *(Part(oval(x, 0.44, 0.025, 0.055), DARK) for x in (0.3, 0.42, 0.54, 0.66)),
+        Part(((0.34, 0.58), (0.62, 0.58), (0.34, 1.0), (0.2, 1.0)), colour),
     ]
     return Shape(tuple(parts), rng.uniform(1.8, 2.2))
 

@@ -18,8 +18,8 @@ configure_logging("qdrant-svc", log_format=settings.log_format, log_level=settin
 store: VectorStore
 if settings.qdrant_url:
     key = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
-    store = QdrantServerStore(settings.qdrant_url, api_key=key, timeout_s=settings.qdrant_timeout_s)
+    store = QdrantServerStore(settings.qdrant_url, api_key=key, timeout_s=settings.store_timeout_s)
 else:
-    store = QdrantEdgeStore(Path(settings.qdrant_path), timeout_s=settings.qdrant_timeout_s)
+    store = QdrantEdgeStore(Path(settings.qdrant_path), timeout_s=settings.store_timeout_s)
 
 app = create_app(settings, store, ClipEmbedder(Peer("clip", settings.clip_url, timeout_s=settings.clip_timeout_s)))

@@ -24,7 +24,8 @@ from blip_service.app import create_app
 from blip_service.captions import has_loop
 from blip_service.model import BlipModel, CaptionKey
 from blip_service.settings import BlipSettings
-from visionstack.model_service import ModelLoadError, Pixels
+from visionstack.images import to_ppm
+from visionstack.model_service import PPM_TYPE, ModelLoadError, Pixels
 from visionstack.schemas import Caption
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -229,6 +230,13 @@ def test_weights_that_are_not_all_there(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_a_folder_without_a_vocabulary(tmp_path: Path) -> None:
+    write_folder(make_network(), tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ModelLoadError, match=r"^BLIP_MODEL=\S+ cannot be loaded: its tokenizer has no vocabulary$"):
+        load(tmp_path)
+
+
 def test_weights_that_overflow(tmp_path: Path) -> None:
     network = make_network()
     with torch.no_grad():
@@ -255,6 +263,7 @@ def test_the_hub_and_its_absence() -> None:
     assert "Hugging Face cannot be reached" in results["unreachable"]
     assert results["online"]
     assert results["offline"] == results["online"]
+    assert results["offline_retries"] == 0
     assert results["tokens"] == ["Bearer hf_secret"]
     assert "hf_secret" not in done.stderr
 
@@ -274,9 +283,7 @@ async def client() -> AsyncIterator[httpx2.AsyncClient]:
 
 @pytest.mark.anyio
 async def test_over_http(client: httpx2.AsyncClient, model: BlipModel, pictures: list[Pixels]) -> None:
-    height, width, _ = pictures[0].shape
-    ppm = b"P6 %d %d 255\n" % (width, height) + pictures[0].tobytes()
-    headers = {"Content-Type": "image/x-portable-pixmap"}
+    ppm, headers = to_ppm(pictures[0]), {"Content-Type": PPM_TYPE}
     answer = await client.post("/analyze", content=ppm, headers=headers)
     assert answer.status_code == 200
     assert answer.json() == [caption.model_dump() for caption in model.predict(CaptionKey(1, 50), pictures[:1])[0]]

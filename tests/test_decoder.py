@@ -33,7 +33,7 @@ LIMITS = ImageLimits(
 )
 MiB = 1024 * 1024
 PNG = encoded(gradient(), "PNG")
-SECOND_OF_WORK = slow_jpeg(7000, 25)  # about that, on an ordinary core
+SLOW = slow_jpeg(7000, 15)  # nearly a second on an ordinary core
 DEADLINE_S = 60.0
 
 
@@ -168,7 +168,7 @@ async def test_workers_start_with_the_first_picture_if_not_before() -> None:
 
 
 async def test_a_picture_that_computes_for_too_long_is_killed_and_the_next_is_answered() -> None:
-    bomb = slow_jpeg(7000, 95)
+    bomb = slow_jpeg(7000, 95)  # several seconds
     async with running(replace(LIMITS, decode_timeout_s=0.4)) as decoder:
         (pid,) = decoder_processes()
         for _ in range(2):
@@ -194,7 +194,7 @@ async def test_a_killed_worker_costs_only_its_own_caller() -> None:
     async with running(workers=2) as decoder:
         pids = decoder_processes()
         since = {pid: cpu_seconds(pid) for pid in pids}
-        both = [asyncio.create_task(decoder.decode(SECOND_OF_WORK)) for _ in pids]
+        both = [asyncio.create_task(decoder.decode(SLOW)) for _ in pids]
         await until_busy(pids, since)
         os.kill(min(pids), signal.SIGKILL)
         results = await asyncio.gather(*both, return_exceptions=True)
@@ -269,7 +269,7 @@ asyncio.run(main())
 async def test_workers_end_with_a_parent_that_was_killed() -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     parent = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _PARENT, SECOND_OF_WORK.hex(), stdout=subprocess.PIPE, env=environment
+        sys.executable, "-c", _PARENT, SLOW.hex(), stdout=subprocess.PIPE, env=environment
     )
     assert parent.stdout is not None
     assert await parent.stdout.readline() == b"ready\n"
@@ -300,7 +300,7 @@ async def test_a_full_queue_refuses_at_once_and_a_long_wait_ends() -> None:
     async with running(max_waiting=1, wait_s=0.05) as decoder:
         pids = decoder_processes()
         since = {pid: cpu_seconds(pid) for pid in pids}
-        slow = asyncio.create_task(decoder.decode(SECOND_OF_WORK))
+        slow = asyncio.create_task(decoder.decode(SLOW))
         await until_busy(pids, since)
         waiting = asyncio.create_task(decoder.decode(PNG))
         await asyncio.sleep(0)
@@ -322,9 +322,7 @@ async def test_callers_that_leave_harm_nobody() -> None:
     async with running() as decoder:
         pids = decoder_processes()
         since = {pid: cpu_seconds(pid) for pid in pids}
-        slow, leaving, staying = (
-            asyncio.create_task(decoder.decode(data)) for data in (SECOND_OF_WORK, SECOND_OF_WORK, PNG)
-        )
+        slow, leaving, staying = (asyncio.create_task(decoder.decode(data)) for data in (SLOW, SLOW, PNG))
         await until_busy(pids, since)
         leaving.cancel()
         slow.cancel()
@@ -376,7 +374,7 @@ async def test_parallel_bombs_stay_within_the_memory_of_as_many_workers() -> Non
             peak = max(peak, resident_bytes(decoder_processes()))
             await asyncio.sleep(0.005)
         assert {picture.width for picture in await work} == {2000}
-        assert peak - before < 2 * limits.max_pixels * 20
+        assert peak - before < 2 * (limits.max_pixels * 20 + 16 * MiB)
         assert peak - before > limits.max_pixels * 3  # it was measured at all
 
 

@@ -52,6 +52,8 @@ def make_network(config: str, *, finds: bool = True) -> Any:
         if finds:
             _spread(network)
     network.task = task if task in kinds or task == "classify" else "detect"
+    if hasattr(network.model[-1], "one2one_cv3"):
+        network.end2end = True  # as published: predict() switches it off
     network.names = dict(CLASS_NAMES)
     return network.eval()
 

@@ -4,6 +4,7 @@ All methods run in the one thread that owns the model, and torch is imported in 
 networks are `network`'s, the search for tokens is `decoding`'s, what makes a text a caption is `captions`'.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,10 +23,12 @@ from .settings import BlipSettings
 
 if TYPE_CHECKING:
     import torch
-    from transformers import BertTokenizer, BlipImageProcessor
+    from transformers import BertTokenizer, BlipImageProcessor, BlipProcessor
 
     from .decoding import Candidate, NoLoops
     from .network import TextDecoder, VisionTower
+
+logger = logging.getLogger(__name__)
 
 # Beams of all pictures together; with more, memory grows and a beam gets hardly cheaper.
 _MAX_ROWS = 64
@@ -77,23 +80,13 @@ class BlipModel:
 
     def _load(self, name: str) -> None:
         import torch
-        from transformers import BlipForConditionalGeneration, BlipProcessor
 
         from .decoding import NoLoops
         from .network import TextDecoder, VisionTower
 
-        # The weights first: the processor's errors hide why the hub did not give it.
-        loaded: Any = BlipForConditionalGeneration.from_pretrained(
-            name, dtype=self._dtype, trust_remote_code=False, output_loading_info=True
-        )
-        model, report = loaded
-        if lacking := len(report["missing_keys"]) + len(report["mismatched_keys"]):
-            raise ModelLoadError(
-                f"BLIP_MODEL={name} is no BLIP captioning model: {lacking} of the network's weights are not in it."
-            )
-        processor = BlipProcessor.from_pretrained(name, trust_remote_code=False)
+        model, processor = self._read_cached_first(name)
         self._image_processor, self._tokenizer = processor.image_processor, processor.tokenizer
-        # by the file's own dtype where transformers kept it
+        # transformers may keep single tensors in the file's own precision
         model = model.eval().requires_grad_(False).to(device=self._device, dtype=self._dtype)
         text = model.config.text_config
         self._start, self._end = text.bos_token_id, text.sep_token_id
@@ -102,6 +95,34 @@ class BlipModel:
             self._decoder = TextDecoder(model.text_decoder)
         textless = {*self._tokenizer.all_special_ids, *range(len(self._tokenizer), text.vocab_size)} - {self._end}
         self._no_loops = NoLoops(end=self._end, textless=torch.tensor(sorted(textless), device=self._device))
+
+    def _read_cached_first(self, name: str) -> tuple[Any, "BlipProcessor"]:
+        """What is in the cache is taken without asking the hub, whose absence costs transformers minutes of retries."""
+        if not Path(name).is_dir():
+            try:
+                return self._read(name, local_files_only=True)
+            except (OSError, ValueError):
+                logger.info("%s is not in the local cache; downloading it", name)
+        return self._read(name, local_files_only=False)
+
+    def _read(self, name: str, *, local_files_only: bool) -> tuple[Any, "BlipProcessor"]:
+        from transformers import BlipForConditionalGeneration, BlipProcessor
+
+        options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local_files_only}
+        # The weights first: the processor's errors hide why the hub did not give it.
+        loaded: Any = BlipForConditionalGeneration.from_pretrained(
+            name, dtype=self._dtype, output_loading_info=True, **options
+        )
+        model, report = loaded
+        if lacking := len(report["missing_keys"]) + len(report["mismatched_keys"]):
+            raise ModelLoadError(
+                f"BLIP_MODEL={name} is no BLIP captioning model: {lacking} of the network's weights are not in it."
+            )
+        processor = BlipProcessor.from_pretrained(name, **options)
+        if len(processor.tokenizer) <= model.config.text_config.sep_token_id:
+            # transformers makes an empty one where there is no file
+            raise OSError("its tokenizer has no vocabulary")
+        return model, processor
 
     def warm_up(self) -> None:
         """Let the kernels be chosen and the memory be taken before the first request."""

@@ -11,6 +11,6 @@ class QdrantServiceSettings(ServiceSettings):
     qdrant_api_key: SecretStr | None = None
     qdrant_path: str = Field("data/qdrant", min_length=1)
     # one call to the store, and one embedding by the CLIP service
-    qdrant_timeout_s: float = Field(10.0, gt=0, le=600)
+    store_timeout_s: float = Field(10.0, gt=0, le=600)
     clip_url: CommaSeparated = ("http://clip:8000",)
     clip_timeout_s: float = Field(30.0, gt=0, le=600)

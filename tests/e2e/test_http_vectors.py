@@ -1,0 +1,3 @@
+"""The tests of `/vectors/*`, on containers."""
+
+from test_api_vectors import *  # noqa: F403
