@@ -260,10 +260,9 @@ def test_the_hub_and_its_absence() -> None:
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
     assert "HUGGINGFACE_TOKEN" in results["gated"]
-    assert "Hugging Face cannot be reached" in results["unreachable"]
-    assert results["online"]
-    assert results["offline"] == results["online"]
-    assert results["offline_retries"] == 0
+    assert len(results["online"]) == 2
+    assert results["cached"] == results["offline"] == results["online"]
+    assert results["asked again"] == 0, "a hub that hangs would hold the start for minutes"
     assert results["tokens"] == ["Bearer hf_secret"]
     assert "hf_secret" not in done.stderr
 

@@ -82,8 +82,12 @@ def surroundings(pid: int) -> tuple[bytes, str, int]:
     return (process / "environ").read_bytes(), (process / "limits").read_text(), sockets
 
 
+def memory_of(pid: int, kind: str) -> int:
+    return int(status_of(pid).get(kind, "0 kB").split()[0]) * 1024
+
+
 def resident_bytes(pids: set[int]) -> int:
-    return sum(int(status_of(pid).get("VmRSS", "0 kB").split()[0]) * 1024 for pid in pids)
+    return sum(memory_of(pid, "VmRSS") for pid in pids)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -378,10 +382,12 @@ async def test_parallel_bombs_stay_within_the_memory_of_as_many_workers() -> Non
         assert peak - before > limits.max_pixels * 3  # it was measured at all
 
 
-async def test_a_worker_gives_back_what_a_huge_picture_took() -> None:
+async def test_a_huge_picture_takes_sixteen_bytes_a_pixel_and_gives_them_back() -> None:
     async with running() as decoder:
-        before = resident_bytes(decoder_processes())
+        (pid,) = decoder_processes()
+        before = resident_bytes({pid})
         assert (await decoder.decode(webp_flat(7000, 7000))).pixels.shape == (7000, 7000, 3)
+        assert memory_of(pid, "VmHWM") - before < 18 * 7000 * 7000
         check_png(await decoder.decode(PNG))
         assert resident_bytes(decoder_processes()) < before + 100 * MiB
 

@@ -181,11 +181,8 @@ def test_the_input_size_is_the_checkpoints(tmp_path: Path, model: YoloModel) -> 
     assert model.batch_key(square) == (SIDE, SIDE)
     assert model.batch_key(blocks(50, 100)) == (SIDE // 2, SIDE)
     network = make_network("yolo11n", finds=False)
-    for imgsz, side in ((200, 224), (None, 640)):
+    for imgsz, side in ((200, 224), ([64, 96], 96), (None, 640)):
         path = write_checkpoint(network, tmp_path / f"{side}.pt", imgsz=imgsz)
-        if imgsz is None:
-            content = torch.load(path, weights_only=False)
-            torch.save(content | {"train_args": {}}, path)
         other = make_model(path)
         other.load()
         assert other.batch_key(square) == (side, side)
@@ -369,6 +366,11 @@ def test_a_file_that_is_no_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize("config", ["yolo11n-cls", "yolo11n-obb"])
 def test_a_network_that_finds_no_upright_boxes(checkpoints: Checkpoints, config: str) -> None:
     assert "name a detection model" in load_error(checkpoints(config))
+
+
+def test_a_network_that_was_fused_to_its_other_head(tmp_path: Path) -> None:
+    network = make_network("yolo26n", finds=False).fuse(verbose=False)
+    assert "saved after fusing" in load_error(write_checkpoint(network, tmp_path / "fused.pt"))
 
 
 def test_a_network_for_other_pictures_than_rgb(tmp_path: Path) -> None:

@@ -119,8 +119,8 @@ class BlipModel:
                 f"BLIP_MODEL={name} is no BLIP captioning model: {lacking} of the network's weights are not in it."
             )
         processor = BlipProcessor.from_pretrained(name, **options)
-        if len(processor.tokenizer) <= model.config.text_config.sep_token_id:
-            # transformers makes an empty one where there is no file
+        tokenizer = processor.tokenizer
+        if len(tokenizer) == len(tokenizer.all_special_ids):  # transformers makes an empty one where there is no file
             raise OSError("its tokenizer has no vocabulary")
         return model, processor
 

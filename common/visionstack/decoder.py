@@ -289,29 +289,29 @@ def _serve(parent: socket.socket) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     _send(parent, "ready")
     while True:
-        size, data = _receive(parent, at_most=sys.maxsize)
-        working_size = WorkingSize(**size) if size else None
-        # SIGPROF's default action ends the process wherever it is, inside a decoder's C code too.
-        signal.setitimer(signal.ITIMER_PROF, limits.decode_timeout_s)
-        try:
-            picture = decode(data, limits, working_size=working_size)
-        except VisionError as error:
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            recycle = isinstance(error.__cause__, MemoryError) or _is_swollen()
-            answer = {"code": error.code, "detail": error.detail, "log_detail": error.log_detail}
-            _send(parent, answer | {"recycle": recycle})
-        else:
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            header = {
-                "shape": picture.pixels.shape[:2],
-                "width": picture.width,
-                "height": picture.height,
-                "format": picture.format,
-                "recycle": _is_swollen(),
-            }
-            _send(parent, header, picture.pixels.data.cast("B"))
-            del picture
-        del data
+        _answer(parent, limits)
+
+
+def _answer(parent: socket.socket, limits: ImageLimits) -> None:
+    size, data = _receive(parent, at_most=sys.maxsize)
+    # SIGPROF's default action ends the process wherever it is, inside a decoder's C code too.
+    signal.setitimer(signal.ITIMER_PROF, limits.decode_timeout_s)
+    try:
+        picture = decode(data, limits, working_size=WorkingSize(**size) if size else None)
+    except VisionError as error:
+        recycle = isinstance(error.__cause__, MemoryError) or _is_swollen()
+        refusal = {"code": error.code, "detail": error.detail, "log_detail": error.log_detail, "recycle": recycle}
+        _send(parent, refusal)
+    else:
+        header = {
+            "shape": picture.pixels.shape[:2],
+            "width": picture.width,
+            "height": picture.height,
+            "format": picture.format,
+            "recycle": _is_swollen(),
+        }
+        _send(parent, header, picture.pixels.data.cast("B"))
+    signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _is_swollen() -> bool:

@@ -57,9 +57,9 @@ def load_checkpoint(name: str, weights_dir: Path) -> Checkpoint:
         class_names = dict(enumerate(class_names))
     if not isinstance(class_names, dict):
         raise ModelLoadError(f"YOLO_MODEL={name} is not an ultralytics model that detects objects; name another one.")
-    side = content.get("train_args", {}).get("imgsz", _DEFAULT_SIDE)
+    side = (content.get("train_args") or {}).get("imgsz") or _DEFAULT_SIDE
     return Checkpoint(
-        network=_modernized(network.float().eval()),
+        network=_prepared(network.float().eval()),
         class_names={int(index): str(label) for index, label in class_names.items()},
         side=side if isinstance(side, int) else max(side),
     )
@@ -69,12 +69,12 @@ def _find(name: str, weights_dir: Path) -> Path:
     from ultralytics.utils.checks import check_yolov5u_filename
     from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
-    name = check_yolov5u_filename(name, verbose=False)  # yolov5n.pt is published as yolov5nu.pt
-    if Path(name).is_file():
-        return Path(name)
-    asset = name if name.endswith(".pt") else f"{name}.pt"
+    file = Path(check_yolov5u_filename(name, verbose=False))  # yolov5n.pt is published as yolov5nu.pt
+    if file.is_file():
+        return file
+    asset = str(file) if file.suffix == ".pt" else f"{file}.pt"
     local = weights_dir / asset
-    if Path(name).name == name and local.is_file():
+    if file.name == str(file) and local.is_file():
         return local
     if asset not in GITHUB_ASSETS_NAMES:
         raise ModelLoadError(
@@ -115,11 +115,14 @@ def _read(name: str, path: Path) -> dict[str, Any]:
     return content
 
 
-def _modernized(network: "torch.nn.Module") -> "torch.nn.Module":
-    """Checkpoints written by old versions of torch lack an attribute that the present one reads."""
+def _prepared(network: "torch.nn.Module") -> "torch.nn.Module":
+    """As ultralytics does on loading: activations in place, and what checkpoints of old versions of torch lack."""
     import torch
 
+    module: Any
     for module in network.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = True
         if isinstance(module, torch.nn.Upsample) and not hasattr(module, "recompute_scale_factor"):
             module.recompute_scale_factor = None
     return network

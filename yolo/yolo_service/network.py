@@ -48,8 +48,10 @@ class Network:
         if hasattr(network, "end2end"):
             network.end2end = False  # as predict() does: the head that non-maximum suppression follows
         network.fuse(verbose=False)
+        if getattr(network, "end2end", False):  # only a fused one cannot be switched
+            raise ModelLoadError(f"YOLO_MODEL={name} was saved after fusing; name the checkpoint as it was trained.")
         if dtype != torch.float32 and type(network) not in (DetectionModel, PoseModel, SegmentationModel):
-            logger.warning("%s runs in fp32: its kind of network loses its boxes in less", name)
+            logger.info("%s runs in fp32: its kind of network loses its boxes in less", name)
             dtype = torch.float32
         network.requires_grad_(False).to(device=device, dtype=dtype, memory_format=torch.channels_last)
         if dtype != torch.float32:
