@@ -1,6 +1,7 @@
 """Services killed under load: the others go on, the dead one returns, nothing acknowledged is lost."""
 
 import threading
+import time
 import uuid
 from typing import Any
 
@@ -91,11 +92,20 @@ def test_acknowledged_writes_survive_kills_of_the_store(stack: Stack, api: httpx
         thread.join(60)
     lost = []
     for id, value in acknowledged.items():
-        response = api.get(
-            f"/vectors/points/by-original-id/{id}", params={"collection": collection, "with_vector": True}
-        )
+        params = {"collection": collection, "with_vector": "true"}
+        response = patiently_get(api, f"/vectors/points/by-original-id/{id}", params)
         if response.status_code != 200 or response.json()["metadata"] != {"value": value, "_original_id": id}:
             lost.append((id, response.text))
     assert not lost, f"{len(lost)} of {len(acknowledged)} lost"
     assert len(acknowledged) >= 120
     api.delete(f"/vectors/collections/{collection}")
+
+
+def patiently_get(api: httpx2.Client, path: str, params: dict[str, str]) -> httpx2.Response:
+    """As clients should: after a 503, again when Retry-After says; the circuit breaker closes a moment after a restart."""
+    for _ in range(10):
+        response = api.get(path, params=params)
+        if response.status_code != 503:
+            break
+        time.sleep(int(response.headers["retry-after"]))
+    return response

@@ -54,7 +54,7 @@ def analyze_routers(
         """Tags of the image at a URL, best first."""
         return await services.tags(await intake.from_url(body.url), body)
 
-    @by_file.post("/clip/file", form_limits={"max_fields": _MAX_CLIP_FIELDS, "max_files": 1})
+    @by_file.post("/clip/file", form_limits={"max_fields": _MAX_CLIP_FIELDS})
     async def analyze_clip_file(form: Annotated[ClipForm, MULTIPART]) -> list[TagScore]:
         """Tags of an uploaded image, best first."""
         return await services.tags(await intake.from_upload(form.file), form)
