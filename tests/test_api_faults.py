@@ -102,7 +102,7 @@ def test_acknowledged_writes_survive_kills_of_the_store(stack: Stack, api: httpx
 
 
 def patiently_get(api: httpx2.Client, path: str, params: dict[str, str]) -> httpx2.Response:
-    """As clients should: after a 503, again when Retry-After says; the circuit breaker closes a moment after a restart."""
+    """As clients should: after a 503, again when Retry-After says; the breaker closes a moment after a restart."""
     for _ in range(10):
         response = api.get(path, params=params)
         if response.status_code != 503:
