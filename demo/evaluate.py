@@ -166,7 +166,7 @@ def text_search(clip: Clip, stored: torch.Tensor, scenes: list[Scene]) -> float:
         queries[words] = [any(t.words == words for t in s.things) for s in scenes]
     asked = {words: hits for words, hits in queries.items() if sum(hits) >= 5}
     order = (clip.texts(list(asked)) @ stored.T).topk(5, dim=1).indices.tolist()
-    shares = [sum(hits[i] for i in row) / 5 for hits, row in zip(asked.values(), order, strict=True)]
+    shares: list[float] = [sum(hits[i] for i in row) / 5 for hits, row in zip(asked.values(), order, strict=True)]
     return sum(shares) / len(shares)
 
 

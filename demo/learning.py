@@ -52,7 +52,7 @@ class Optimizer:
         for group in self.adam.param_groups:
             group["lr"] = PEAK_RATE * group["share"] * warm * (0.02 + 0.98 * decay)
         self.adam.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.adam.step()
         self.step_number += 1

@@ -101,7 +101,7 @@ def train_blip(
     from the whole of the BLIP folder `earlier`."""
     torch.manual_seed(seed)
     rng, draws = Random(seed), torch.Generator().manual_seed(seed)
-    tokenizer = build_tokenizer(MAX_TOKENS, bos=DEC)
+    tokenizer: Any = build_tokenizer(MAX_TOKENS, bos=DEC)
     start, stop = tokenizer.convert_tokens_to_ids([DEC, SEP])
     model: Any = BlipForConditionalGeneration(model_config(len(tokenizer), start, stop))
     if clip:
@@ -151,7 +151,7 @@ def save(model: Any, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     images: Any = BlipImageProcessor(size={"height": SIDE, "width": SIDE}, image_mean=list(MEAN), image_std=list(STD))
     # A fresh tokenizer: the one used in training would save its last padding along.
-    processor: Any = BlipProcessor(images, build_tokenizer(MAX_TOKENS, bos=DEC))  # type: ignore[no-untyped-call]
+    processor: Any = BlipProcessor(images, build_tokenizer(MAX_TOKENS, bos=DEC))
     processor.save_pretrained(out)
     model.half().save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)
