@@ -18,6 +18,16 @@ _PREFIXES = (
 )  # fmt: skip
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="long runs in place of short ones, where a test has both")
+
+
+@pytest.fixture(scope="session")
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether rounds, operations and minutes are those of `make security` instead of those of `make test`."""
+    return bool(request.config.getoption("--thorough"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def plain_logging() -> None:
     """structlog's lines go to the standard library's loggers, where `caplog` sees them."""

@@ -22,7 +22,7 @@ import pytest
 import trustme
 
 from netns.scripted_host import ScriptedHost, Serve, WebServer, png
-from netns.vectors import Names, Record, Vector, complaints, is_slow, of_stage, run
+from netns.vectors import OWN, Names, Record, Vector, complaints, is_slow, of_stage, opened_by, run
 from visionstack.errors import (
     FetchFailed,
     FetchTimeout,
@@ -204,13 +204,15 @@ def test_the_vectors_are_all_there() -> None:
     assert len(IN_A_CONNECTION) == 66
 
 
-@pytest.mark.parametrize("vector", [*of_stage("syntax", "dns"), *IN_A_CONNECTION], ids=lambda vector: vector["id"])
+EVERY_VECTOR = [*of_stage("syntax", "dns"), *IN_A_CONNECTION, *OWN]
+
+
+@pytest.mark.parametrize("vector", EVERY_VECTOR, ids=lambda vector: vector["id"])
 async def test_vector(
     vector: Vector, ca: trustme.CA, trusting: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    env = dict(vector.get("env", {}))
-    policy = FetchPolicy(allow_networks=tuple(map(ip_network, env.pop("FETCH_ALLOW_NETWORKS", "").split())))
-    for name, value in env.items():
+    policy = FetchPolicy(allow_networks=opened_by(vector))
+    for name, value in vector.get("env", {}).items():
         monkeypatch.setenv(name, value)
     names = Names(vector)
     resolver = resolver_of(names)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from netns.scripted_host import png
-from netns.vectors import VECTORS, Record, Vector, complaints
+from netns.vectors import OWN, VECTORS, Record, Vector, complaints
 
 # the one run behind all of these tests, ten seconds of it by design
 pytestmark = pytest.mark.timeout(300)
@@ -68,7 +68,7 @@ def test_the_traps_close_on_an_unguarded_client(report: dict[str, Any]) -> None:
     assert seen["knocks"] == [["169.254.169.254", 6333], ["fd00:ec2::254", 6333]]
 
 
-@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["id"])
+@pytest.mark.parametrize("vector", [*VECTORS, *OWN], ids=lambda vector: vector["id"])
 def test_vector(vector: Vector, report: dict[str, Any]) -> None:
     record = Record(**report["records"][vector["id"]])
     record.connections = [(address, port) for address, port in record.connections]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netns.vectors import VECTORS, Names, Vector, of_stage
+from netns.vectors import VECTORS, Names, Vector, of_stage, opened_by
 from visionstack.errors import UrlNotAllowed
 from visionstack.urlguard import (
     FetchPolicy,
@@ -42,10 +42,6 @@ def allows(url: str, *answers: str, policy: FetchPolicy = POLICY) -> bool:
     return True
 
 
-def policy_of(vector: Vector) -> FetchPolicy:
-    return networks(*vector.get("env", {}).get("FETCH_ALLOW_NETWORKS", "").split())
-
-
 # --- the vectors ----------------------------------------------------------------------------------------------------
 
 BEFORE_CONNECTING = of_stage("syntax", "dns")
@@ -60,7 +56,7 @@ def test_the_vectors_are_all_there() -> None:
 
 @pytest.mark.parametrize("vector", BEFORE_CONNECTING, ids=lambda vector: vector["id"])
 def test_vector(vector: Vector) -> None:
-    policy, names = policy_of(vector), Names(vector)
+    policy, names = FetchPolicy(allow_networks=opened_by(vector)), Names(vector)
     try:
         target = parse_url(vector["url"], policy)
         check_answers(target, [target.address] if target.address else addresses(*names.look_up(target.host)), policy)

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import embedding, scaled_dot_product_attention
 from transformers import BlipForConditionalGeneration
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextLayer, BlipTextLMHeadModel
@@ -99,7 +99,7 @@ class TextDecoder:
 
     def step(self, state: DecoderState, tokens: Tensor) -> Tensor:
         """Append `tokens` (rows,) to the captions; the logits of what comes next, fp32, (rows, vocabulary)."""
-        x = self._norm(self._words[tokens] + self._positions[state.length])
+        x = self._norm(embedding(tokens, self._words) + self._positions[state.length])
         for index, layer in enumerate(self._layers):
             x = layer(x, state, index)
         state.length += 1

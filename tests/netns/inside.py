@@ -15,9 +15,8 @@ import subprocess
 import sys
 import urllib.request
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from ipaddress import ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,7 +24,7 @@ import trustme
 
 from netns.name_server import NameServer
 from netns.scripted_host import ScriptedHost
-from netns.vectors import VECTORS, Names, Record, Vector, is_slow, run
+from netns.vectors import OWN, VECTORS, Names, Record, Vector, is_slow, opened_by, run
 from netns.wire import Wire
 from visionstack.fetch import Fetcher
 from visionstack.urlguard import FetchPolicy
@@ -81,22 +80,13 @@ class World:
         return records
 
     async def _one(self, vector: Vector) -> Record:
-        with _environment(dict(vector.get("env", {}))) as networks:
-            fetcher = Fetcher(
-                FetchPolicy(allow_networks=tuple(map(ip_network, networks))), max_bytes=25 * _MB, timeout_s=10
-            )
-        # the proxies' variables stay: whoever heeds them may do so as late as at the first request
+        # proxies and the like; they stay for as long as the vector runs, however late somebody may heed them
+        os.environ.update(vector.get("env", {}))
+        fetcher = Fetcher(FetchPolicy(allow_networks=opened_by(vector)), max_bytes=25 * _MB, timeout_s=10)
         try:
             return await run(vector, fetcher.fetch)
         finally:
             await fetcher.aclose()
-
-
-@contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[list[str]]:
-    networks = variables.pop("FETCH_ALLOW_NETWORKS", "").split(",")
-    os.environ.update(variables)
-    yield [network for network in networks if network]
 
 
 async def controls(world: World) -> dict[str, object]:
@@ -156,7 +146,7 @@ async def main(folder: Path) -> None:
     seen = await controls(world)
     slow = [vector for vector in VECTORS if is_slow(vector)]
     records = dict(zip([vector["id"] for vector in slow], await world.run(slow), strict=True))
-    for vector in VECTORS:
+    for vector in [*VECTORS, *OWN]:
         if vector not in slow:
             before = dict(os.environ)
             (records[vector["id"]],) = await world.run([vector])

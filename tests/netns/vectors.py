@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +21,48 @@ Vector = dict[str, Any]
 
 VECTORS: list[Vector] = json.loads(Path(__file__).with_name("..").joinpath("ssrf_vectors.json").read_text("utf-8"))
 
+# What the file leaves open, in its own form: guards that fail these pass all of its vectors.
+OWN: list[Vector] = [
+    {
+        "id": "own-mixed",
+        "url": "http://mixed.test/",
+        "why": "the bad answer comes last in every order a resolver may sort them into",
+        "dns": [["93.184.216.34", "10.0.0.5"]],
+        "expect": "reject", "stage": "dns", "status": [400], "code": ["url_not_allowed"],
+    },
+    {
+        "id": "own-search-domain",
+        "url": "http://missing.test/",
+        "why": "a search domain answers for a missing name, with a public address even",
+        "dns": [[]], "dns_hosts": {"missing.test.corp.test": [["93.184.216.35"]]},
+        "expect": "reject", "stage": "dns", "status": [400], "code": ["url_not_allowed"],
+    },
+    {
+        "id": "own-hosts-file",
+        "url": "http://known-here.test/",
+        "why": "a name that only the hosts file knows",
+        "dns": [[]], "hosts_file": {"known-here.test": "93.184.216.35"},
+        "expect": "allow", "stage": "connect",
+    },
+    {
+        "id": "own-opened",
+        "url": "http://192.168.50.10:8080/",
+        "why": "a network that the operator opened",
+        "env": {"FETCH_ALLOW_NETWORKS": "192.168.50.0/24"},
+        "expect": "allow", "stage": "connect",
+    },
+    *(
+        {
+            "id": f"own-metadata-{number}",
+            "url": f"http://{host}/latest/meta-data/",
+            "why": "metadata stays closed when everything is opened",
+            "env": {"FETCH_ALLOW_NETWORKS": "0.0.0.0/0,::/0"},
+            "expect": "reject", "stage": "connect", "status": [400], "code": ["url_not_allowed"],
+        }
+        for number, host in enumerate(("169.254.169.254", "[::ffff:a9fe:a9fe]", "[fd00:ec2::254]"))
+    ),
+]  # fmt: skip
+
 # The internet of the vectors: their image hosts, and one IPv6 address.
 PUBLIC = (ip_network("93.184.216.0/24"), ip_network("2606:4700:4700::1111/128"))
 _LIMITS = ImageLimits(25 * 1024 * 1024, 50_000_000, ("jpeg", "png", "webp", "gif", "avif"), 5.0)
@@ -29,6 +71,12 @@ _PATIENCE_S = 12.0
 
 def of_stage(*stages: str) -> list[Vector]:
     return [vector for vector in VECTORS if vector["stage"] in stages]
+
+
+def opened_by(vector: Vector) -> tuple[IPv4Network | IPv6Network, ...]:
+    """The networks in the vector's FETCH_ALLOW_NETWORKS."""
+    cidrs = vector.get("env", {}).get("FETCH_ALLOW_NETWORKS", "").split(",")
+    return tuple(ip_network(cidr) for cidr in cidrs if cidr)
 
 
 def is_slow(vector: Vector) -> bool:

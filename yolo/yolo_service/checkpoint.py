@@ -4,8 +4,11 @@ It owns the surroundings in which ultralytics is imported, too. What the network
 ultralytics and torch are imported inside the functions, so that importing the service stays cheap.
 """
 
+import atexit
 import logging
 import os
+import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +43,10 @@ def prepare_ultralytics() -> None:
     settings into the home directory, unpickles whatever a checkpoint holds and logs to stdout. None of it here.
     """
     os.environ.update(YOLO_OFFLINE="1", YOLO_AUTOINSTALL="false", YOLO_VERBOSE="false", ULTRALYTICS_SAFE_LOAD="1")
-    if "YOLO_CONFIG_DIR" not in os.environ:
-        os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="yolo-config-")
+    if "YOLO_CONFIG_DIR" not in os.environ and "ultralytics" not in sys.modules:
+        folder = tempfile.mkdtemp(prefix="yolo-config-")
+        os.environ["YOLO_CONFIG_DIR"] = folder
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 def load_checkpoint(name: str, weights_dir: Path) -> Checkpoint:

@@ -24,18 +24,23 @@ def suppress_overlaps(candidates: Rows, *, max_iou: float, limit: int) -> Rows:
     """
     ranked = candidates[np.argsort(-candidates[:, 4], kind="stable")]
     # boxes of different classes never meet when each class has its own corner of the plane
-    boxes = ranked[:, :4] + ranked[:, 5:] * _CLASS_OFFSET
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    x1, y1, x2, y2 = (ranked[:, :4] + ranked[:, 5:] * _CLASS_OFFSET).T.copy()
+    areas = (x2 - x1) * (y2 - y1)
+    alive = np.ones(len(ranked), np.bool_)
     kept: list[int] = []
-    left = np.arange(len(boxes))
-    while len(left) and len(kept) < limit:
-        best, rest = left[0], left[1:]
+    for best in range(len(ranked)):
+        if not alive[best]:
+            continue
         kept.append(best)
-        sides = np.minimum(boxes[best, 2:], boxes[rest, 2:]) - np.maximum(boxes[best, :2], boxes[rest, :2])
-        shared = sides.clip(0).prod(1)
+        if len(kept) == limit:
+            break
+        rest = slice(best + 1, None)
+        shared_width = np.minimum(x2[best], x2[rest]) - np.maximum(x1[best], x1[rest])
+        shared_height = np.minimum(y2[best], y2[rest]) - np.maximum(y1[best], y1[rest])
+        shared = shared_width.clip(0) * shared_height.clip(0)
         with np.errstate(divide="ignore", invalid="ignore"):  # boxes without area
             iou = shared / (areas[best] + areas[rest] - shared)
-        left = rest[~(iou > np.float32(max_iou))]
+        alive[rest] &= ~(iou > np.float32(max_iou))
     return ranked[kept]
 
 
