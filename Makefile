@@ -2,7 +2,7 @@
 
 python := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help install run test e2e check fix lock demo-models clean
+.PHONY: help install run test security e2e check fix lock demo-models clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -16,6 +16,11 @@ run: ## the whole stack on this machine, without containers (MODELS=full for the
 
 test: install ## all tests (ARGS="-k name" for some)
 	$(python) -m pytest $(ARGS)
+
+security: install ## the tests behind docs/security.md in their long form, about an hour, and that page (ARGS="-k name": some of them, no page)
+	@mkdir -p data
+	$(python) -m pytest -m security --thorough --junitxml=data/security.xml $(ARGS); status=$$?; \
+	  $(python) tools/security_report.py data/security.xml $(if $(ARGS),,docs/security.md) && exit $$status
 
 e2e: install ## build the images and test them as containers, with Docker (ARGS="-k name" for some)
 	$(python) -m pytest tests/e2e -v -rs $(ARGS)

@@ -11,13 +11,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from netns.scripted_host import png
-from netns.vectors import OWN, VECTORS, Record, Vector, complaints
+from netns.vectors import OWN, VECTORS, Record, Vector, complaints, escapes
 
 # the one run behind all of these tests, ten seconds of it by design
 pytestmark = pytest.mark.timeout(300)
@@ -68,11 +70,35 @@ def test_the_traps_close_on_an_unguarded_client(report: dict[str, Any]) -> None:
     assert seen["knocks"] == [["169.254.169.254", 6333], ["fd00:ec2::254", 6333]]
 
 
-@pytest.mark.parametrize("vector", [*VECTORS, *OWN], ids=lambda vector: vector["id"])
-def test_vector(vector: Vector, report: dict[str, Any]) -> None:
+def record_of(vector: Vector, report: dict[str, Any]) -> Record:
     record = Record(**report["records"][vector["id"]])
     record.connections = [(address, port) for address, port in record.connections]
-    assert complaints(vector, record) == []
+    return record
+
+
+@pytest.mark.parametrize("vector", [*VECTORS, *OWN], ids=lambda vector: vector["id"])
+def test_vector(vector: Vector, report: dict[str, Any]) -> None:
+    assert complaints(vector, record_of(vector, report)) == []
+
+
+@pytest.mark.security
+@pytest.mark.parametrize("grouping", ["category", "stage"])
+def test_no_vector_of_any_class_escapes(
+    report: dict[str, Any], grouping: str, record_property: Callable[[str, object], None]
+) -> None:
+    groups: dict[str, list[Vector]] = defaultdict(list)
+    for vector in [*VECTORS, *OWN]:
+        groups[vector.get(grouping, "found here")].append(vector)
+    escaped, wrong = 0, 0
+    for group, vectors in sorted(groups.items()):
+        here = sum(bool(escapes(vector, record_of(vector, report))) for vector in vectors)
+        wrong_here = sum(bool(complaints(vector, record_of(vector, report))) for vector in vectors)
+        row = f"Image URLs by {grouping}/{group}"
+        record_property(f"{row}/tried", len(vectors))
+        record_property(f"{row}/forbidden connections", here)
+        record_property(f"{row}/wrong answers", wrong_here)
+        escaped, wrong = escaped + here, wrong + wrong_here
+    assert (escaped, wrong) == (0, 0)
 
 
 def test_public_hosts_were_reached(report: dict[str, Any]) -> None:

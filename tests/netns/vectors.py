@@ -152,6 +152,20 @@ async def fetch_decodable(url: str, fetch: Callable[[str], Awaitable[bytes]]) ->
     return data
 
 
+def escapes(vector: Vector, record: Record) -> list[tuple[str, int]]:
+    """The connections that the vector must not lead to: those to no public address, and those it names."""
+    literal = urlsplit(vector["url"]).hostname if vector["expect"] == "allow" else None
+    return [
+        (address, port)
+        for address, port in record.connections
+        if (
+            not any(ip_address(address) in network for network in PUBLIC)
+            and (literal is None or address != literal.strip("[]"))
+        )
+        or {address, f"{address}:{port}"} & set(vector.get("must_not_connect", ()))
+    ]
+
+
 def complaints(vector: Vector, record: Record, *, time_scale: float = 1.0) -> list[str]:
     """Every way in which the record is not what the vector asks for; empty is a pass."""
     found = []
@@ -167,13 +181,7 @@ def complaints(vector: Vector, record: Record, *, time_scale: float = 1.0) -> li
     if record.seconds > vector.get("max_seconds", _PATIENCE_S) * time_scale:
         found.append(f"took {record.seconds:.1f} s")
 
-    literal = urlsplit(vector["url"]).hostname if vector["expect"] == "allow" else None
-    for address, port in record.connections:
-        public = any(ip_address(address) in network for network in PUBLIC)
-        if not public and (literal is None or address != literal.strip("[]")):
-            found.append(f"connected to {address}:{port}")
-        if {address, f"{address}:{port}"} & set(vector.get("must_not_connect", ())):
-            found.append(f"connected to {address}:{port}, named as forbidden")
+    found += [f"connected to {address}:{port}" for address, port in escapes(vector, record)]
     if vector.get("no_dns_query") and record.queries:
         found.append(f"asked the name server for {record.queries}")
     found += [f"answer holds {text!r}" for text in vector.get("response_must_not_contain", ()) if text in record.detail]
