@@ -13,8 +13,8 @@ from local_stack import Stack
 
 # Settings come from the environment: a developer's own must not leak into a test.
 _PREFIXES = (
-    "API_KEY", "BLIP_", "CLIP_", "YOLO_", "QDRANT_", "FETCH_", "MAX_", "IMAGE_", "DECODE_", "RECEIVE_", "RATE_",
-    "FAILED_", "DEVICE", "PRECISION", "THREADS", "CPU_SHARED_BY", "LOG_", "HUGGINGFACE_", "BATCH_", "HF_",
+    "API_KEY", "BLIP_", "CLIP_", "YOLO_", "QDRANT_", "FETCH_", "MAX_", "IMAGE_", "DECODE_", "RECEIVE_", "REQUEST_",
+    "RATE_", "FAILED_", "DEVICE", "PRECISION", "THREADS", "CPU_SHARED_BY", "LOG_", "HUGGINGFACE_", "BATCH_", "HF_",
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from visionstack.errors import (
     UpstreamTimeout,
     VisionError,
 )
+from visionstack.inflight import Capacity
 from visionstack.peers import Breaker, Peer
 
 pytestmark = pytest.mark.anyio
@@ -105,6 +106,49 @@ async def test_a_slow_peer_is_cut_at_the_deadline() -> None:
     async with peer_of(handle) as peer:
         with pytest.raises(UpstreamTimeout):
             await peer.get("/", timeout_s=0.05)
+
+
+async def test_a_hung_service_opens_the_breaker() -> None:
+    async def handle(_: httpx2.Request) -> httpx2.Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    peer = Peer("clip", ("http://a",), timeout_s=0.05, transport=httpx2.MockTransport(handle))
+    for _ in range(5):
+        with pytest.raises(UpstreamTimeout):
+            await peer.get("/")
+    assert peer.breaker == "open"
+    await peer.aclose()
+
+
+async def test_a_call_with_little_time_says_nothing_about_the_service() -> None:
+    async def handle(_: httpx2.Request) -> httpx2.Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with peer_of(handle) as peer:
+        for _ in range(10):
+            with pytest.raises(UpstreamTimeout):
+                await peer.get("/", timeout_s=0.01)
+        assert peer.breaker == "closed"
+
+
+async def test_a_call_takes_no_longer_than_its_request_has_left() -> None:
+    asked: list[int] = []
+
+    async def handle(request: httpx2.Request) -> httpx2.Response:
+        asked.append(int(request.headers["x-timeout-ms"]))
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with peer_of(handle) as peer:
+        with Capacity(max_requests=1, max_bytes=1).admit(timeout_s=0.2):
+            with pytest.raises(UpstreamTimeout):
+                await peer.get("/")
+            with pytest.raises(UpstreamTimeout):  # its time is over: nothing is sent
+                await peer.get("/")
+    (theirs,) = asked
+    assert 0 < theirs <= 180  # they answer before we stop to wait
 
 
 async def test_a_refused_connection_is_tried_once_more() -> None:

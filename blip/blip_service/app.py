@@ -43,7 +43,7 @@ def create_app(settings: BlipSettings, model: BlipModel) -> FastAPI:
         async def analyze(request: Request, options: Annotated[BlipOptions, Query()]) -> list[Caption]:
             """Different captions for a picture, best first. Nothing is drawn: the same request has the same answer."""
             key = CaptionKey(options.variants, options.max_length)
-            return await service.predict(key, await service.picture(request), request)
+            return await service.predict(key, await service.picture(request))
 
     return create_model_app(
         settings, model, add_routes, title="blip", description="Writes captions for pictures, for the Vision Stack."

@@ -17,9 +17,10 @@ from visionstack.errors import (
     UnsupportedMediaType,
     UpstreamTimeout,
 )
+from visionstack.inflight import time_left
 from visionstack.model_service import RAW_IMAGE_BODY, ModelService, create_model_app
 from visionstack.schemas import Embedding, EmbedTextRequest, Limit, TagList, TagScore
-from visionstack.web import problem_responses, remaining_timeout
+from visionstack.web import problem_responses
 
 from .model import ClipModel, Item, Key
 from .settings import ClipSettings
@@ -39,25 +40,23 @@ def create_app(settings: ClipSettings, model: ClipModel) -> FastAPI:
     # what one request may have waiting in the model's queue at a time
     chunk = min(settings.max_batch, settings.max_queue)
 
-    async def tags_of(
-        service: Service, image: Vector, tags: list[str] | None, limit: int, request: Request
-    ) -> list[TagScore]:
+    async def tags_of(service: Service, image: Vector, tags: list[str] | None, limit: int) -> list[TagScore]:
         if tags:
             names: Sequence[str] = list(dict.fromkeys(tags))
-            vectors = await own_tag_vectors(service, names, request)
+            vectors = await own_tag_vectors(service, names)
         else:
             names, vectors = model.tags, model.tag_vectors
         ranked = rank_tags(image, names, vectors, model.logit_scale, limit)
         return [TagScore(tag=tag, confidence=confidence) for tag, confidence in ranked]
 
-    async def own_tag_vectors(service: Service, tags: Sequence[str], request: Request) -> Matrix:
+    async def own_tag_vectors(service: Service, tags: Sequence[str]) -> Matrix:
         """In pieces, so that a thousand tags neither fill the queue nor keep other requests' pictures waiting."""
         vectors: list[Vector] = []
         try:
-            async with asyncio.timeout(remaining_timeout(request, settings.predict_timeout_s)):
+            async with asyncio.timeout(time_left(settings.predict_timeout_s)):
                 for start in range(0, len(tags), chunk):
                     piece = tags[start : start + chunk]
-                    vectors += await asyncio.gather(*(service.predict("tag", tag, request) for tag in piece))
+                    vectors += await asyncio.gather(*(service.predict("tag", tag) for tag in piece))
         except TimeoutError:
             raise UpstreamTimeout("The tags took too long; send fewer, or try again.") from None
         return np.stack(vectors)
@@ -73,8 +72,8 @@ def create_app(settings: ClipSettings, model: ClipModel) -> FastAPI:
             tags: Annotated[TagList | None, Query()] = None,
         ) -> list[TagScore]:
             """The likeliest tags of the picture in the body, among the vocabulary's or among `tags`."""
-            image = await service.predict("image", await service.picture(request), request)
-            return await tags_of(service, image, tags, limit, request)
+            image = await service.predict("image", await service.picture(request))
+            return await tags_of(service, image, tags, limit)
 
         @router.post(
             "/analyze/tags",
@@ -83,25 +82,24 @@ def create_app(settings: ClipSettings, model: ClipModel) -> FastAPI:
             form_limits={"max_fields": _MAX_FIELDS, "max_files": 1},
         )
         async def analyze_among_tags(
-            request: Request,
             file: UploadFile,
             tags: Annotated[TagList, Form()],
             limit: Annotated[Limit, Form()] = 5,
         ) -> list[TagScore]:
             """The same for more tags than an address can hold. The file's own content type counts."""
             pixels = await service.decode(await file.read(), file.content_type)
-            image = await service.predict("image", pixels, request)
-            return await tags_of(service, image, tags, limit, request)
+            image = await service.predict("image", pixels)
+            return await tags_of(service, image, tags, limit)
 
         @router.post("/embed", tags=["vectors"], openapi_extra=RAW_IMAGE_BODY, responses=_PICTURE_ERRORS)
         async def embed(request: Request) -> Embedding:
             """The vector of the picture in the body."""
-            return embedding(await service.predict("image", await service.picture(request), request))
+            return embedding(await service.predict("image", await service.picture(request)))
 
         @router.post("/embed/text", tags=["vectors"], responses=problem_responses(*_TEXT_ERRORS))
-        async def embed_text(body: EmbedTextRequest, request: Request) -> Embedding:
+        async def embed_text(body: EmbedTextRequest) -> Embedding:
             """The vector of a text, in the space of the pictures' vectors."""
-            return embedding(await service.predict("text", body.text, request))
+            return embedding(await service.predict("text", body.text))
 
     return create_model_app(
         settings,

@@ -4,7 +4,7 @@ Each worker is one long-lived child (`python -m visionstack.decoder`) that impor
 limit on its address space and, per picture, on its CPU seconds. A worker that dies is replaced; its caller gets
 `InvalidImage`. As many pictures are decoded at once as there are workers, which bounds their memory: about 20 bytes a
 pixel, so `workers * max_pixels * 20` for files that are what they say, and `memory_bytes` per worker for those that are
-not. Further callers wait in order, and not for long.
+not. Further callers wait in order, and not for long; what their files hold meanwhile is counted by `inflight`.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ import orjson
 
 from .errors import ImageTooLarge, InvalidImage, Overloaded, ServiceUnavailable, UnsupportedMediaType, VisionError
 from .images import ImageLimits, Picture, WorkingSize, decode, prepare_process
+from .inflight import time_left
 
 _MiB = 1024 * 1024
 # A worker that a huge picture has swollen gives its memory back by ending.
@@ -51,7 +52,7 @@ class Decoder:
         limits: ImageLimits,
         *,
         workers: int,
-        max_waiting: int = 256,
+        max_waiting: int = 128,
         wait_s: float = 10.0,
         memory_bytes: int | None = None,
     ) -> None:
@@ -113,7 +114,7 @@ class Decoder:
             raise Overloaded("Too many images wait to be decoded; try again as Retry-After says.")
         self._waiting += 1
         try:
-            async with asyncio.timeout(self._wait_s):
+            async with asyncio.timeout(time_left(self._wait_s)):
                 await self._slots.acquire()
         except TimeoutError:
             raise Overloaded("Decoding is at capacity; try again as Retry-After says.") from None

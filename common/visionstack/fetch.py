@@ -22,6 +22,7 @@ import httpcore2
 
 from . import __version__
 from .errors import FetchFailed, FetchTimeout, ImageTooLarge, UnsupportedMediaType, UrlNotAllowed
+from .inflight import hold, time_left
 from .urlguard import FetchPolicy, IPAddress, Target, check_answers, parse_address, parse_location, parse_url
 
 Resolver = Callable[[str], Awaitable[Sequence[IPAddress]]]
@@ -141,9 +142,9 @@ class Fetcher:
 
         `timeout_s` (seconds, at most the fetcher's own) covers everything: waiting for a turn, every redirect's
         lookup and connection, the last byte. Raises `UrlNotAllowed`, `FetchFailed`, `FetchTimeout`, `ImageTooLarge`,
-        `UnsupportedMediaType`.
+        `UnsupportedMediaType`, `Overloaded`.
         """
-        limit_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
+        limit_s = time_left(self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s))
         target = parse_url(url, self._policy)
         try:
             async with asyncio.timeout(limit_s):
@@ -216,9 +217,12 @@ class Fetcher:
                 "The URL does not answer with an image of an accepted type; send the URL of the image file itself."
             )
         too_large = ImageTooLarge(f"The image may hold at most {self._max_bytes} bytes; send a smaller file.")
-        # one valid number: h11 has seen to it
-        if any(int(length) > self._max_bytes for length in _values(response, b"content-length")):
-            raise too_large
+        # one valid number, and no more bytes than it says: h11 has seen to it
+        declared = max((int(length) for length in _values(response, b"content-length")), default=None)
+        if declared is not None:
+            if declared > self._max_bytes:
+                raise too_large
+            hold(declared)
 
         wire.allow(2 * self._max_bytes)
         most_pieces = max(_MIN_PIECES, self._max_bytes // _MEAN_PIECE_BYTES)
@@ -228,6 +232,8 @@ class Fetcher:
                 received += len(piece)
                 if received > self._max_bytes:
                     raise too_large
+                if declared is None:
+                    hold(len(piece))
                 pieces.append(piece)
                 if len(pieces) > most_pieces:
                     raise FetchFailed("The image's host sends the image in too many pieces.")

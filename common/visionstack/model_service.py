@@ -21,9 +21,11 @@ from .batching import Batcher
 from .decoder import Decoder
 from .errors import InvalidImage, ServiceUnavailable
 from .images import ImageLimits, from_ppm
+from .inflight import time_left
+from .routes import limited_route
 from .schemas import ServiceStatus
 from .settings import MiB, ModelSettings
-from .web import create_base_app, limited_route, remaining_timeout
+from .web import create_base_app
 
 logger = logging.getLogger(__name__)
 
@@ -172,13 +174,11 @@ class ModelService(Generic[KeyT, ItemT, ResultT]):
     def _thread_alive(self) -> bool:
         return all(thread.is_alive() for thread in self._executor._threads)
 
-    async def predict(self, key: KeyT, item: ItemT, request: Request) -> ResultT:
-        """The model's result for one item, within the time that the caller will wait."""
+    async def predict(self, key: KeyT, item: ItemT) -> ResultT:
+        """The model's result for one item, within the time that the request has left."""
         if self._batcher is None:
             raise ServiceUnavailable("The model is still loading; try again as Retry-After says.")
-        return await self._batcher.submit(
-            key, item, timeout_s=remaining_timeout(request, self._settings.predict_timeout_s)
-        )
+        return await self._batcher.submit(key, item, timeout_s=time_left(self._settings.predict_timeout_s))
 
     async def picture(self, request: Request) -> Pixels:
         """The body's picture as upright RGB pixels, uint8, shape (height, width, 3)."""
@@ -218,6 +218,8 @@ def create_model_app(
     )
     router = APIRouter(
         route_class=limited_route(
+            settings.capacity,
+            timeout_s=settings.request_timeout_s,
             # multipart framing and other form fields come on top of the picture
             max_body_bytes=max(settings.max_image_bytes, _MAX_PPM_BYTES) + MiB,
             receive_timeout_s=_RECEIVE_TIMEOUT_S,

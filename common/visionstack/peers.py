@@ -27,8 +27,10 @@ from .errors import (
     UpstreamTimeout,
     VisionError,
 )
+from .inflight import time_left
+from .routes import TIMEOUT_HEADER
 from .schemas import ServiceStatus
-from .web import REQUEST_ID_HEADER, TIMEOUT_HEADER
+from .web import REQUEST_ID_HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,10 @@ _KEEPALIVE_EXPIRY_S = 30.0
 # At most every tenth request may be a retry, or retries would multiply an overload.
 _RETRY_RATIO = 0.1
 _RETRY_RESERVE = 10.0
+# A service gets a little less time than there is, so that it can say what it waited for in vain.
+_TO_ANSWER_S, _TO_ANSWER_SHARE = 0.2, 0.1
+# A call that had less than this share of the service's time-out says nothing about the service when it fails to end.
+_FAIR_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,13 @@ class Breaker:
     def failed(self) -> None:
         self._failures, self._trial = self._failures + 1, False
         self._open_until = self._clock() + self._open_s
+
+    def timed_out(self, fair: bool) -> None:
+        """The call was cut, after a `fair` time or before."""
+        if fair:
+            self.failed()
+        else:
+            self.abandoned()
 
     def abandoned(self) -> None:
         """The call ended without saying anything about the replica (its caller left)."""
@@ -175,10 +188,11 @@ class Peer:
         """The peer's answer.
 
         Raises what the peer answered as its `VisionError`; `ServiceUnavailable` when no replica can be reached,
-        `UpstreamTimeout` when the answer is not complete within `timeout_s`, `UpstreamError` for anything else.
+        `UpstreamTimeout` when the answer is not complete within `timeout_s` or the time that the request in flight
+        has left, `UpstreamError` for anything else.
         A request that never left is tried once more elsewhere, one that broke off only if `idempotent`.
         """
-        timeout_s = min(timeout_s or self._timeout_s, self._timeout_s)
+        timeout_s = time_left(min(timeout_s or self._timeout_s, self._timeout_s))
         deadline = time.monotonic() + timeout_s
         headers = {"Accept": "application/json"}
         if (request_id := correlation_id.get()) is not None:
@@ -253,11 +267,12 @@ class Peer:
     ) -> Reply:
         left = max(0.001, deadline - time.monotonic())
         timeout = httpx2.Timeout(left, connect=min(left, _CONNECT_TIMEOUT_S))
-        with self._observed(replica):
+        theirs = left - min(_TO_ANSWER_S, left * _TO_ANSWER_SHARE)
+        with self._observed(replica, deadline):
             response = await self._client.request(
                 method,
                 replica.base_url + path,
-                headers={**headers, TIMEOUT_HEADER: str(int(left * 1000))},
+                headers={**headers, TIMEOUT_HEADER: str(int(theirs * 1000))},
                 timeout=timeout,
                 **request,
             )
@@ -270,8 +285,9 @@ class Peer:
             raise UpstreamError(log_detail=f"{self.name} answered no JSON") from None
 
     @contextmanager
-    def _observed(self, replica: _Replica) -> Iterator[None]:
+    def _observed(self, replica: _Replica, deadline: float) -> Iterator[None]:
         """Counts the request in flight, tells the breaker how it went, and translates the client's exceptions."""
+        fair = deadline - time.monotonic() >= self._timeout_s * _FAIR_SHARE
         replica.breaker.begin()
         replica.in_flight += 1
         try:
@@ -280,13 +296,17 @@ class Peer:
             replica.breaker.failed()
             raise _NotSent(self.name, exc) from exc
         except httpx2.TimeoutException as exc:
-            replica.breaker.failed()
+            replica.breaker.timed_out(fair)
             raise UpstreamTimeout(f"The {self.name} service did not answer in time; try again.") from exc
         except httpx2.TransportError as exc:
             replica.breaker.failed()
             raise UpstreamError(
                 f"The {self.name} service broke off; try again.", log_detail=f"{self.name}: {exc!r}"
             ) from exc
+        except asyncio.CancelledError:
+            # by the time-out of `call`, or because the caller left before it
+            replica.breaker.timed_out(fair and time.monotonic() >= deadline)
+            raise
         except BaseException:
             replica.breaker.abandoned()
             raise

@@ -10,6 +10,8 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from .inflight import Capacity
+
 MiB = 1024 * 1024
 
 
@@ -29,6 +31,17 @@ class ServiceSettings(BaseSettings):
 
     log_format: Literal["auto", "json", "console"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    # requests that are worked on at once, and what they may hold together
+    max_in_flight: int = Field(128, ge=1, le=100_000)
+    max_in_flight_bytes: int = Field(512 * MiB, ge=MiB)
+    # from a request's arrival to its answer
+    request_timeout_s: float = Field(90.0, gt=0, le=3600)
+
+    @property
+    def capacity(self) -> Capacity:
+        """A new one: for each app its own."""
+        return Capacity(max_requests=self.max_in_flight, max_bytes=self.max_in_flight_bytes)
 
 
 class ImageSettings(ServiceSettings):

@@ -1,15 +1,14 @@
 """The HTTP scaffolding that every service stands on.
 
-It owns the request id, one log line and one metric a request, the body limits, the single error shape and the probes
-`/livez`, `/readyz` and `/metrics`. What a service answers is the service's own business.
+It owns the request id, one log line and one metric a request, the single error shape and the probes `/livez`, `/readyz`
+and `/metrics`. What a service answers is the service's own business; what a request may cost is that of `routes`.
 """
 
-import asyncio
 import logging
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import structlog
@@ -17,20 +16,18 @@ from asgi_correlation_id import CorrelationIdMiddleware, correlation_id
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from . import __version__
 from .errors import (
-    BodyTooLarge,
     FieldError,
     InternalError,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
-    ReceiveTimeout,
+    Overloaded,
     VisionError,
 )
 from .schemas import Problem, ServiceStatus
@@ -38,8 +35,6 @@ from .schemas import Problem, ServiceStatus
 logger = structlog.stdlib.get_logger("visionstack.web")
 
 REQUEST_ID_HEADER = "X-Request-ID"
-# How long the caller will wait for this request; a service gives up its own waiting then.
-TIMEOUT_HEADER = "X-Timeout-Ms"
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _QUIET_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/health"})
@@ -98,67 +93,6 @@ def problem_responses(*errors: type[VisionError]) -> dict[int | str, dict[str, A
     }
 
 
-def limited_route(
-    *,
-    max_body_bytes: int,
-    receive_timeout_s: float,
-    admit: Callable[[Request], Awaitable[None]] | None = None,
-) -> type[APIRoute]:
-    """A route class that lets `admit` refuse before a byte of the body is read, then bounds the body's size and time.
-
-    FastAPI reads the body before it runs dependencies, so neither keys nor limits can live in a dependency.
-    """
-
-    class LimitedRoute(APIRoute):
-        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-            handle = super().get_route_handler()
-
-            async def handle_limited(request: Request) -> Response:
-                if admit is not None:
-                    await admit(request)
-                receive = _limited_receive(request, max_body_bytes, receive_timeout_s)
-                return await handle(Request(request.scope, receive))
-
-            return handle_limited
-
-    return LimitedRoute
-
-
-def _limited_receive(request: Request, max_bytes: int, timeout_s: float) -> Receive:
-    declared = request.headers.get("content-length", "")
-    too_large = BodyTooLarge(f"The request body may hold at most {max_bytes} bytes; send less.")
-    deadline: float | None = None
-    received = 0
-    complete = False
-
-    async def receive() -> Message:
-        nonlocal deadline, received, complete
-        if complete:  # what comes now is only the disconnect
-            return await request.receive()
-        if declared.isdecimal() and int(declared) > max_bytes:
-            raise too_large
-        now = asyncio.get_running_loop().time()
-        deadline = deadline or now + timeout_s
-        try:
-            async with asyncio.timeout_at(deadline):
-                message = await request.receive()
-        except TimeoutError:
-            raise ReceiveTimeout(f"The request body did not arrive within {timeout_s:g} seconds.") from None
-        received += len(message.get("body", b""))
-        complete = not message.get("more_body", False)
-        if received > max_bytes:
-            raise too_large
-        return message
-
-    return receive
-
-
-def remaining_timeout(request: Request, default_s: float) -> float:
-    """Seconds that the caller will still wait, as its header says, and never more than `default_s`."""
-    value = request.headers.get(TIMEOUT_HEADER, "")
-    return min(default_s, int(value) / 1000) if value.isdecimal() and len(value) < 10 else default_s
-
-
 def problem_response(error: VisionError) -> JSONResponse:
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else None
     return JSONResponse(
@@ -198,7 +132,8 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 def _log_error(error: VisionError) -> None:
-    if error.log_detail is not None or error.status >= 500:
+    # a refusal by load has its line as a request, and under load a second one would cost more than the refusal
+    if error.log_detail is not None or (error.status >= 500 and not isinstance(error, Overloaded)):
         logger.warning("request failed", code=error.code, detail=error.log_detail or error.detail)
 
 

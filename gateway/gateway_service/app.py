@@ -4,15 +4,17 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI, Security
+from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader
 from prometheus_client import CollectorRegistry
 
 from visionstack.decoder import Decoder
 from visionstack.fetch import Fetcher
 from visionstack.images import ImageLimits
+from visionstack.routes import limited_route
 from visionstack.schemas import ServiceStatus
 from visionstack.settings import MiB
-from visionstack.web import create_base_app, limited_route
+from visionstack.web import create_base_app
 
 from .analyze import analyze_routers
 from .auth import API_KEY_HEADER, Gate
@@ -63,14 +65,20 @@ def create_app(
         registry=CollectorRegistry(),
         serve_metrics=False,  # the metrics are not for the public
     )
-    json_route = limited_route(
-        max_body_bytes=settings.max_json_bytes, receive_timeout_s=settings.receive_timeout_s, admit=gate.admit
-    )
-    file_route = limited_route(
-        max_body_bytes=settings.max_image_bytes + _FORM_OVERHEAD,
-        receive_timeout_s=settings.receive_timeout_s,
-        admit=gate.admit,
-    )
+    capacity = settings.capacity
+
+    def route(max_body_bytes: int, timeout_s: float = settings.request_timeout_s) -> type[APIRoute]:
+        return limited_route(
+            capacity,
+            timeout_s=timeout_s,
+            max_body_bytes=max_body_bytes,
+            receive_timeout_s=settings.receive_timeout_s,
+            admit=gate.admit,
+        )
+
+    json_route = route(settings.max_json_bytes)
+    batch_route = route(settings.max_json_bytes, settings.batch_timeout_s)
+    file_route = route(settings.max_image_bytes + _FORM_OVERHEAD)
     # The route class checks the key, before the body is read; this only documents it.
     key_scheme = Security(
         APIKeyHeader(name=API_KEY_HEADER, auto_error=False, description="One of the keys in API_KEY.")
@@ -78,7 +86,7 @@ def create_app(
     app.include_router(health_router(HealthView(services)))
     for router in (
         *analyze_routers(intake, services, json_route=json_route, file_route=file_route),
-        *vectors_routers(intake, services, settings, json_route=json_route, file_route=file_route),
+        *vectors_routers(intake, services, json_route=json_route, batch_route=batch_route, file_route=file_route),
     ):
         app.include_router(router, dependencies=[key_scheme])
     return app

@@ -8,6 +8,7 @@ from fastapi import UploadFile
 from visionstack.decoder import Decoder
 from visionstack.fetch import Fetcher
 from visionstack.images import WorkingSize, to_ppm
+from visionstack.inflight import hold
 from visionstack.schemas import Detection, ImageInfo
 
 _WORKING_SIZE = WorkingSize()
@@ -44,9 +45,9 @@ class Intake:
         self._decoder = decoder
         self._max_image_bytes = max_image_bytes
 
-    async def from_url(self, url: str, *, timeout_s: float | None = None) -> Received:
+    async def from_url(self, url: str) -> Received:
         started = time.perf_counter()
-        data = await self._fetcher.fetch(url, timeout_s=timeout_s)
+        data = await self._fetcher.fetch(url)
         return await self._decode(data, {"fetch": _ms_since(started)})
 
     async def from_upload(self, file: UploadFile) -> Received:
@@ -57,6 +58,7 @@ class Intake:
         started = time.perf_counter()
         picture = await self._decoder.decode(data, working_size=_WORKING_SIZE)
         height, width, _ = picture.pixels.shape
+        hold(picture.pixels.nbytes)
         return Received(
             info=ImageInfo(width=picture.width, height=picture.height, format=picture.format),
             ppm=to_ppm(picture.pixels),

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from starlette.convertors import Convertor, register_url_convertor
 
 from visionstack.errors import UpstreamTimeout, VisionError
+from visionstack.inflight import holding_apart, time_left
 from visionstack.model_service import PPM_TYPE
 from visionstack.peers import json_bytes
 from visionstack.schemas import (
@@ -55,9 +56,9 @@ from .responses import (
     VECTOR_URL_PROBLEMS,
 )
 from .services import Services, checked
-from .settings import GatewaySettings
 
-_BATCH_DOWNLOADS = 8
+# Pictures of one batch that are fetched, embedded or stored at a time: it must not crowd out everybody else.
+_BATCH_AT_ONCE = 8
 
 
 class _AnyText(Convertor[str]):
@@ -147,14 +148,15 @@ def _file(picture: Received) -> dict[str, tuple[str, bytes, str]]:
 def vectors_routers(
     intake: Intake,
     services: Services,
-    settings: GatewaySettings,
     *,
     json_route: type[APIRoute],
+    batch_route: type[APIRoute],
     file_route: type[APIRoute],
-) -> tuple[APIRouter, APIRouter]:
-    """The routes with JSON bodies and the upload routes, which differ in how large a body may be."""
+) -> tuple[APIRouter, APIRouter, APIRouter]:
+    """The routes with JSON bodies, the batch and the upload routes: they differ in how large or long one may be."""
     store = VectorStore(services)
     router = APIRouter(prefix="/vectors", tags=["vectors"], route_class=json_route)
+    batch = APIRouter(prefix="/vectors", tags=["vectors"], route_class=batch_route)
     by_file = APIRouter(
         prefix="/vectors", tags=["vectors"], route_class=file_route, dependencies=[Depends(refuse_repeated_fields)]
     )
@@ -175,10 +177,10 @@ def vectors_routers(
         """Store a vector of the caller's own; answered once it is durable."""
         return await store.upsert_vector(body)
 
-    @router.post("/upsert/batch", responses=VECTOR_PROBLEMS)
+    @batch.post("/upsert/batch", responses=VECTOR_PROBLEMS)
     async def upsert_batch(body: UpsertBatchRequest) -> list[Upserted | BatchError]:
         """Embed and store up to 100 images; one result or error per item, in order."""
-        return await _upsert_batch(body, intake, store, settings.batch_timeout_s)
+        return await _upsert_batch(body, intake, store)
 
     @router.post("/search", responses=VECTOR_URL_PROBLEMS)
     async def search(body: SearchUrlRequest) -> list[Hit]:
@@ -259,25 +261,22 @@ def vectors_routers(
         """One point."""
         return await store.point("/points", id, collection, with_vector)
 
-    return router, by_file
+    return router, batch, by_file
 
 
-async def _upsert_batch(
-    body: UpsertBatchRequest, intake: Intake, store: VectorStore, timeout_s: float
-) -> list[Upserted | BatchError]:
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout_s
-    downloads = asyncio.Semaphore(_BATCH_DOWNLOADS)
+async def _upsert_batch(body: UpsertBatchRequest, intake: Intake, store: VectorStore) -> list[Upserted | BatchError]:
+    turns = asyncio.Semaphore(_BATCH_AT_ONCE)
+    time_is_up = UpstreamTimeout("The batch's time was used up before this item.")
 
     async def one(item: BatchItem) -> Upserted | BatchError:
         try:
-            async with asyncio.timeout_at(deadline):
-                async with downloads:
+            async with turns, asyncio.timeout(time_left(float("inf"))):
+                with holding_apart():
                     picture = await intake.from_url(item.url)
-                return await store.upsert_picture(picture, item.id, item.metadata, body.collection)
+                    return await store.upsert_picture(picture, item.id, item.metadata, body.collection)
         except VisionError as error:
             return BatchError(error=problem_of(error))
         except TimeoutError:
-            return BatchError(error=problem_of(UpstreamTimeout("The batch's time was used up before this item.")))
+            return BatchError(error=problem_of(time_is_up))
 
     return list(await asyncio.gather(*(one(item) for item in body.items)))

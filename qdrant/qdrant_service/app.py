@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Form, Query, Request, Response, UploadFile
+from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 from pydantic import BeforeValidator
 
@@ -31,6 +32,7 @@ from visionstack.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
+from visionstack.routes import limited_route
 from visionstack.schemas import (
     DEFAULT_COLLECTION,
     Collection,
@@ -55,7 +57,7 @@ from visionstack.schemas import (
     UpsertVectorRequest,
 )
 from visionstack.settings import MiB
-from visionstack.web import create_base_app, limited_route, problem_responses, remaining_timeout
+from visionstack.web import create_base_app, problem_responses
 
 from .embedder import Embedder
 from .service import Embed, VectorService
@@ -103,7 +105,7 @@ def create_app(
     on_open_failure: Callable[[], None] = _end_process,
 ) -> FastAPI:
     """The service's app; its lifespan opens and closes `store` and closes `embedder`."""
-    service = VectorService(store, embedder, clip_timeout_s=settings.clip_timeout_s)
+    service = VectorService(store, embedder)
     readiness = _Readiness(store)
 
     @asynccontextmanager
@@ -128,8 +130,18 @@ def create_app(
         readiness=readiness.status,
         registry=CollectorRegistry(),
     )
-    app.include_router(_file_routes(service, embedder, settings))
-    app.include_router(_json_routes(service, embedder, settings))
+    capacity = settings.capacity
+
+    def route(max_body_bytes: int) -> type[APIRoute]:
+        return limited_route(
+            capacity,
+            timeout_s=settings.request_timeout_s,
+            max_body_bytes=max_body_bytes,
+            receive_timeout_s=_RECEIVE_TIMEOUT_S,
+        )
+
+    app.include_router(_file_routes(service, embedder, route(_MAX_FILE_BODY)))
+    app.include_router(_json_routes(service, embedder, route(_MAX_JSON_BODY)))
     return app
 
 
@@ -158,16 +170,12 @@ class _Readiness:
             await asyncio.sleep(_READY_EVERY_S if ready else _NOT_READY_EVERY_S)
 
 
-def _file_routes(service: VectorService, embedder: Embedder, settings: QdrantServiceSettings) -> APIRouter:
-    router = APIRouter(route_class=limited_route(max_body_bytes=_MAX_FILE_BODY, receive_timeout_s=_RECEIVE_TIMEOUT_S))
+def _file_routes(service: VectorService, embedder: Embedder, route: type[APIRoute]) -> APIRouter:
+    router = APIRouter(route_class=route)
 
-    def embed(file: UploadFile, request: Request) -> Embed:
+    def embed(file: UploadFile) -> Embed:
         async def embed_file() -> Embedding:
-            return await embedder.embed_image(
-                await file.read(),
-                file.content_type or "application/octet-stream",
-                timeout_s=remaining_timeout(request, settings.clip_timeout_s),
-            )
+            return await embedder.embed_image(await file.read(), file.content_type or "application/octet-stream")
 
         return embed_file
 
@@ -183,11 +191,10 @@ def _file_routes(service: VectorService, embedder: Embedder, settings: QdrantSer
         if id is None and "id" in await request.form():
             id = ""  # sent empty, which is not the same as not sent
         fields = PointFields(id=id, metadata=metadata_json, collection=collection)
-        return await service.upsert_embedded(fields, embed(file, request))
+        return await service.upsert_embedded(fields, embed(file))
 
     @router.post("/search/file", responses=problem_responses(*_PICTURE_ERRORS, *_VECTOR_ERRORS))
     async def search_file(
-        request: Request,
         file: UploadFile,
         limit: Annotated[SearchLimit, Form()] = 5,
         score_threshold: Annotated[ScoreThreshold | None, Form()] = None,
@@ -198,21 +205,18 @@ def _file_routes(service: VectorService, embedder: Embedder, settings: QdrantSer
         fields = SearchFields(
             limit=limit, score_threshold=score_threshold, filter_metadata=filter_metadata, collection=collection
         )
-        return await service.search_embedded(fields, embed(file, request))
+        return await service.search_embedded(fields, embed(file))
 
     @router.post("/embed/file", responses=problem_responses(*_PICTURE_ERRORS, *_STORE_ERRORS))
-    async def embed_file(request: Request, file: UploadFile) -> Embedding:
+    async def embed_file(file: UploadFile) -> Embedding:
         """The vector of a picture."""
-        return await embed(file, request)()
+        return await embed(file)()
 
     return router
 
 
-def _json_routes(service: VectorService, embedder: Embedder, settings: QdrantServiceSettings) -> APIRouter:
-    router = APIRouter(route_class=limited_route(max_body_bytes=_MAX_JSON_BODY, receive_timeout_s=_RECEIVE_TIMEOUT_S))
-
-    async def embed_words(text: str, request: Request) -> Embedding:
-        return await embedder.embed_text(text, timeout_s=remaining_timeout(request, settings.clip_timeout_s))
+def _json_routes(service: VectorService, embedder: Embedder, route: type[APIRoute]) -> APIRouter:
+    router = APIRouter(route_class=route)
 
     @router.post("/upsert/vector", responses=problem_responses(*_VECTOR_ERRORS))
     async def upsert_vector(body: UpsertVectorRequest) -> Upserted:
@@ -225,14 +229,14 @@ def _json_routes(service: VectorService, embedder: Embedder, settings: QdrantSer
         return await service.search_vector(body, body.vector)
 
     @router.post("/search/text", responses=problem_responses(*_VECTOR_ERRORS))
-    async def search_text(body: SearchTextRequest, request: Request) -> list[Hit]:
+    async def search_text(body: SearchTextRequest) -> list[Hit]:
         """Stored pictures that fit a description, best first."""
-        return await service.search_embedded(body, lambda: embed_words(body.text, request))
+        return await service.search_embedded(body, lambda: embedder.embed_text(body.text))
 
     @router.post("/embed/text", responses=problem_responses(*_STORE_ERRORS))
-    async def embed_text(body: EmbedTextRequest, request: Request) -> Embedding:
+    async def embed_text(body: EmbedTextRequest) -> Embedding:
         """The vector of a text."""
-        return await embed_words(body.text, request)
+        return await embedder.embed_text(body.text)
 
     @router.get("/collections", responses=problem_responses(*_STORE_ERRORS))
     async def list_collections() -> list[Collection]:

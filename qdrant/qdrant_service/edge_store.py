@@ -30,6 +30,7 @@ from visionstack.errors import (
     UpstreamTimeout,
     VisionError,
 )
+from visionstack.inflight import time_left
 from visionstack.schemas import Distance
 
 from .clauses import (
@@ -161,7 +162,7 @@ class QdrantEdgeStore:
             raise Overloaded("The vector store's queue is full; try again as Retry-After says.")
         self._waiting += 1
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(time_left(self._timeout_s)):
                 return await asyncio.get_running_loop().run_in_executor(
                     self._executor, _translated, partial(function, *args, **kwargs)
                 )

@@ -19,13 +19,13 @@ class EmbeddingModel:
 
 
 class Embedder(Protocol):
-    """All methods raise the embedding service's own `VisionError`, or that it cannot be reached."""
+    """All methods raise the embedding service's own `VisionError`, that it cannot be reached, or that time is up."""
 
-    async def embed_image(self, data: bytes, content_type: str, *, timeout_s: float) -> Embedding: ...
+    async def embed_image(self, data: bytes, content_type: str) -> Embedding: ...
 
-    async def embed_text(self, text: str, *, timeout_s: float) -> Embedding: ...
+    async def embed_text(self, text: str) -> Embedding: ...
 
-    async def describe(self, *, timeout_s: float) -> EmbeddingModel: ...
+    async def describe(self) -> EmbeddingModel: ...
 
     async def aclose(self) -> None: ...
 
@@ -39,15 +39,15 @@ class ClipEmbedder:
     async def aclose(self) -> None:
         await self._peer.aclose()
 
-    async def embed_image(self, data: bytes, content_type: str, *, timeout_s: float) -> Embedding:
-        return _checked(await self._peer.post("/embed", content=data, content_type=content_type, timeout_s=timeout_s))
+    async def embed_image(self, data: bytes, content_type: str) -> Embedding:
+        return _checked(await self._peer.post("/embed", content=data, content_type=content_type))
 
-    async def embed_text(self, text: str, *, timeout_s: float) -> Embedding:
-        return _checked(await self._peer.post("/embed/text", json={"text": text}, timeout_s=timeout_s))
+    async def embed_text(self, text: str) -> Embedding:
+        return _checked(await self._peer.post("/embed/text", json={"text": text}))
 
-    async def describe(self, *, timeout_s: float) -> EmbeddingModel:
+    async def describe(self) -> EmbeddingModel:
         # asked anew each time, because the service may have come back with another model
-        embedding = await self.embed_text("a", timeout_s=timeout_s)
+        embedding = await self.embed_text("a")
         return EmbeddingModel(embedding.model, embedding.dim)
 
 

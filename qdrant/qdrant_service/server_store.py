@@ -25,6 +25,7 @@ from visionstack.errors import (
     UpstreamTimeout,
     VisionError,
 )
+from visionstack.inflight import time_left
 from visionstack.schemas import Distance
 
 from .clauses import (
@@ -257,7 +258,7 @@ class QdrantServerStore:
     async def _translated(self, collection: str | None = None) -> AsyncIterator[None]:
         """The one place where the client's exceptions become ours; also the time-out of all calls within."""
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(time_left(self._timeout_s)):
                 yield
         except VisionError:
             raise

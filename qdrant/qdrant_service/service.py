@@ -47,10 +47,9 @@ Embed = Callable[[], Awaitable[Embedding]]
 class VectorService:
     """Everything raised is a `VisionError`."""
 
-    def __init__(self, store: VectorStore, embedder: Embedder, *, clip_timeout_s: float) -> None:
+    def __init__(self, store: VectorStore, embedder: Embedder) -> None:
         self._store = store
         self._embedder = embedder
-        self._clip_timeout_s = clip_timeout_s
         self._creating = asyncio.Lock()
 
     # --- points -------------------------------------------------------------------------------------------------------
@@ -71,7 +70,7 @@ class VectorService:
         point = _checked_point(fields)
         info = await self._find(fields.collection)
         if info is None:
-            model = await self._embedder.describe(timeout_s=self._clip_timeout_s)
+            model = await self._embedder.describe()
             if len(vector) != model.dim:  # before the collection is there
                 raise dimension_mismatch(fields.collection, model.dim, len(vector))
             prepared(vector, "cosine")
@@ -171,7 +170,7 @@ class VectorService:
     async def _dim_and_model(self, vector_dim: int | None) -> tuple[int, str | None]:
         """The dimension of a new collection, and the model's name where its vectors fit."""
         try:
-            model = await self._embedder.describe(timeout_s=self._clip_timeout_s)
+            model = await self._embedder.describe()
         except VisionError:
             if vector_dim is None:
                 raise

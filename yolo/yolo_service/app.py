@@ -43,7 +43,7 @@ def create_app(settings: YoloSettings, model: YoloModel) -> FastAPI:
         async def analyze(request: Request, options: Annotated[YoloOptions, Query()]) -> list[Detection]:
             """The objects in a picture, best first; boxes are in pixels of the upright picture, inside its borders."""
             pixels = await service.picture(request)
-            return await service.predict(model.batch_key(pixels), DetectionTask(pixels, options.conf), request)
+            return await service.predict(model.batch_key(pixels), DetectionTask(pixels, options.conf))
 
     return create_model_app(
         settings, model, add_routes, title="yolo", description="Finds objects in pictures, for the Vision Stack."
