@@ -7,9 +7,14 @@ numbers that it cannot hold. Payload indexes are listed, but have no effect.
 import asyncio
 import json
 import math
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import uvicorn
 from qdrant_client import AsyncQdrantClient, models
 
 
@@ -111,3 +116,31 @@ def _read_integer(text: str) -> float:
 def _read_float(text: str) -> float:
     number = float(text)
     return number if float(f"{number:.15g}") == number else math.nextafter(number, math.inf)
+
+
+@contextmanager
+def qdrant_server() -> Iterator[int]:
+    """The same over real sockets, for services that are processes of their own; gives the port on loopback."""
+    wire = QdrantWire()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        url = httpx.URL(scheme="http", host="qdrant", path=scope["path"], query=scope["query_string"])
+        response = await wire.handle_async_request(httpx.Request(scope["method"], url, content=body))
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(response.content))]
+        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": response.content})
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, log_level="critical"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="qdrant", daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        thread.join(30)

@@ -75,6 +75,32 @@ async def test_what_queues_while_the_model_is_busy_is_one_batch_in_order() -> No
     assert (batcher.stats.batches, batcher.stats.items) == (2, 4)
 
 
+async def test_a_queue_whose_end_would_come_too_late_takes_no_more() -> None:
+    item_s = 0.05
+    model = Doubler()
+
+    def slow(key: str, items: Sequence[int]) -> Sequence[int]:
+        threading.Event().wait(item_s * len(items))
+        return model(key, items)
+
+    async with running(slow) as batcher:
+        assert await batcher.submit("k", 1, timeout_s=10) == 2  # from here on it knows
+        model.gate.clear()
+        ahead = submit_all(batcher, [2, 3])
+        await model.until_busy()
+        await model.until_busy()
+        with pytest.raises(Overloaded) as refused:
+            await batcher.submit("k", 4, timeout_s=3 * item_s)
+        assert refused.value.retry_after == 1
+        behind = submit_all(batcher, [5])
+        await spin()
+        model.gate.set()
+        assert await asyncio.gather(*ahead, *behind) == [4, 6, 10]
+        with pytest.raises(UpstreamTimeout):  # with nothing ahead what is known may be wrong, so it is tried
+            await batcher.submit("k", 6, timeout_s=item_s / 2)
+    assert (batcher.stats.refused, batcher.stats.expired) == (1, 1)
+
+
 async def test_a_batch_holds_at_most_max_batch_items() -> None:
     model = Doubler()
     async with running(model, max_batch=2) as batcher:

@@ -15,6 +15,7 @@ from visionstack.errors import (
     InvalidImage,
     Overloaded,
     PointNotFound,
+    ReceiveTimeout,
     ServiceUnavailable,
     UpstreamError,
     UpstreamTimeout,
@@ -78,6 +79,12 @@ async def test_what_is_not_for_our_client_becomes_an_upstream_error(response: ht
         with pytest.raises(UpstreamError) as caught:
             await peer.get("/")
     assert "10.0.0.3" not in caught.value.detail
+
+
+async def test_a_peer_that_gets_the_request_too_slowly_is_no_fault_of_our_client() -> None:
+    async with peer_of(lambda _: httpx2.Response(408, json=ReceiveTimeout().problem())) as peer:
+        with pytest.raises(UpstreamTimeout):
+            await peer.post("/")
 
 
 def transport_errors() -> list[type[httpx2.TransportError]]:

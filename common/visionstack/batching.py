@@ -6,7 +6,8 @@ No timer: a lone request waits for nothing. It knows neither HTTP nor torch. Wha
   out of memory, where more tries make it worse);
 - nothing but `close()` ends the loop;
 - a waiter that is cancelled never shifts another's result, and work nobody waits for is not run;
-- a full queue refuses at once with `Overloaded`;
+- a full queue refuses at once with `Overloaded`, and so does one whose end would come too late: under a lasting load
+  a queue would otherwise hold only work that runs out of time just before or while it is done;
 - deadlines count from arrival;
 - only items with equal keys share a batch;
 - idle means no wake-ups.
@@ -14,6 +15,7 @@ No timer: a lone request waits for nothing. It knows neither HTTP nor torch. Wha
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -24,6 +26,9 @@ from typing import Generic, TypeVar
 from .errors import InternalError, Overloaded, ServiceUnavailable, UpstreamTimeout, VisionError
 
 logger = logging.getLogger(__name__)
+
+# How much of what an item costs is the last batch's word.
+_NEWS_SHARE = 0.3
 
 KeyT = TypeVar("KeyT", bound=Hashable)
 ItemT = TypeVar("ItemT")
@@ -76,6 +81,8 @@ class Batcher(Generic[KeyT, ItemT, ResultT]):
         self._arrival = asyncio.Event()
         self._closed = False
         self._task: asyncio.Task[None] | None = None
+        self._running = 0  # items in the batch that runs
+        self._item_s: float | None = None  # what one costs, as part of a batch
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run(), name="batcher")
@@ -92,8 +99,9 @@ class Batcher(Generic[KeyT, ItemT, ResultT]):
     async def submit(self, key: KeyT, item: ItemT, *, timeout_s: float) -> ResultT:
         """The model's result for one item.
 
-        Raises `Overloaded` when the queue is full, `UpstreamTimeout` when the result is not there within `timeout_s`
-        seconds of the call, `ServiceUnavailable` when the batcher is closed, and what `predict` raised for the item.
+        Raises `Overloaded` when the queue is full or too long for `timeout_s`, `UpstreamTimeout` when the result is not
+        there within `timeout_s` seconds of the call, `ServiceUnavailable` when the batcher is closed, and what
+        `predict` raised for the item.
         """
         if self._closed or not self.alive:
             raise ServiceUnavailable("The model is not running; try again as Retry-After says.")
@@ -102,6 +110,12 @@ class Batcher(Generic[KeyT, ItemT, ResultT]):
             if len(self._queue) >= self._max_queue:
                 self.stats.refused += 1
                 raise Overloaded("The model's queue is full; try again as Retry-After says.")
+        if (wait_s := self._expected_s()) > timeout_s:
+            self.stats.refused += 1
+            raise Overloaded(
+                "The model's queue is too long for the time there is; try again as Retry-After says.",
+                retry_after=math.ceil(wait_s - timeout_s),
+            )
         future: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiter(key, item, time.monotonic() + timeout_s, future))
         self._arrival.set()
@@ -114,6 +128,13 @@ class Batcher(Generic[KeyT, ItemT, ResultT]):
                 raise  # the model's own TimeoutError
             self.stats.expired += 1
             raise UpstreamTimeout("The model did not answer in time; try again.") from None
+
+    def _expected_s(self) -> float:
+        """When an item that comes now would have its result, as far as is known; nothing when none is ahead of it."""
+        ahead = self._running + self.depth
+        if not ahead or self._item_s is None:
+            return 0.0
+        return (ahead + min(self._max_batch, ahead)) * self._item_s
 
     async def close(self) -> None:
         """End the loop after the batch in flight; fail what still waits."""
@@ -178,6 +199,7 @@ class Batcher(Generic[KeyT, ItemT, ResultT]):
         key, items = batch[0].key, [waiter.item for waiter in batch]
         loop = asyncio.get_running_loop()
         started = time.monotonic()
+        self._running = len(batch)
         try:
             results = await loop.run_in_executor(self._executor, self._predict, key, items)
         finally:
@@ -185,6 +207,9 @@ class Batcher(Generic[KeyT, ItemT, ResultT]):
             self.stats.batches += 1
             self.stats.items += len(batch)
             self.stats.busy_s += run_s
+            self._running = 0
+            item_s = run_s / len(batch)
+            self._item_s = item_s if self._item_s is None else self._item_s + _NEWS_SHARE * (item_s - self._item_s)
             if self._observe is not None:
                 self._observe(key, len(batch), started - batch[0].arrived, run_s)
         if len(results) != len(items):

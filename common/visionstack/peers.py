@@ -22,6 +22,7 @@ from asgi_correlation_id import correlation_id
 
 from .errors import (
     Overloaded,
+    ReceiveTimeout,
     ServiceUnavailable,
     UpstreamError,
     UpstreamTimeout,
@@ -322,6 +323,11 @@ class Peer:
         except orjson.JSONDecodeError:
             problem = None
         error = VisionError.from_problem(problem, retry_after=int(retry_after) if retry_after.isdecimal() else None)
+        if isinstance(error, ReceiveTimeout):
+            return UpstreamTimeout(
+                f"The {self.name} service did not get the request in time; try again.",
+                log_detail=f"{self.name}: {error.detail}",
+            )
         if error is None or error.status in (401, 405, 500) or error.code == "not_found":
             # what the peer blames on its caller is our fault, not our client's
             return UpstreamError(
