@@ -2,7 +2,7 @@
 
 python := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help install run test security e2e check fix lock demo-models clean
+.PHONY: help install run test security e2e bench check fix lock demo-models clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -24,6 +24,9 @@ security: install ## the tests behind docs/security.md in their long form, about
 
 e2e: install ## build the images and test them as containers, with Docker (ARGS="-k name" for some)
 	$(python) -m pytest tests/e2e -v -rs $(ARGS)
+
+bench: install ## measure against bare models and peers; writes docs/performance.md (ARGS=--quick for ten minutes)
+	PYTHONPATH=tools $(python) bench/run.py $(ARGS)
 
 check: install ## style, types, locks and documentation, changing nothing
 	$(python) -m ruff check

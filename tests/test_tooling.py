@@ -112,10 +112,11 @@ def imports(path: Path) -> set[str]:
 def foreign_imports(folder: str) -> dict[str, Path]:
     """Each top-level module of others that a folder's code imports, or that part of `visionstack` which it uses."""
     found: dict[str, Path] = {}
-    todo = sorted((ROOT / folder).rglob("*.py"))
+    # the programs of bench/peers run in environments of their own, which lie in bench/.envs
+    todo = sorted(path for path in (ROOT / folder).rglob("*.py") if not {".envs", "peers"} & {*path.parts})
     own = OWN_MODULES | {
         path.stem
-        for name in ("demo", "tests", "tools")
+        for name in ("demo", "tests", "tools", "bench")
         for path in (ROOT / name).iterdir()
         if path.suffix in ("", ".py")
     }
@@ -158,7 +159,7 @@ class TestRequirements:
             sources.append("common/torch.txt")
         assert not_required(foreign_imports(service), sources) == {}
 
-    @pytest.mark.parametrize("folder", ["demo", "tests", "tools"])
+    @pytest.mark.parametrize("folder", ["demo", "tests", "tools", "bench"])
     def test_whatever_the_rest_imports_is_required_by_something(self, folder: str) -> None:
         sources = ["common/torch.txt", *dict.fromkeys(source for sources in SOURCES.values() for source in sources)]
         assert not_required(foreign_imports(folder), sources) == {}

@@ -1,0 +1,114 @@
+"""`make bench`: measure the stack against its bare models and its peers, and say which targets are met.
+
+A whole run writes docs/performance.md and its plots. The exit status is 0 only if every target is met. The parts of one
+run may be measured one at a time (`--only`); the report is written once all are there.
+"""
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+
+import measure_all
+import measure_blip
+import measure_clip
+import measure_decode
+import measure_gateway
+import measure_memory
+import measure_shared
+import measure_sizes
+import measure_vectors
+import measure_yolo
+from known_limits import read_limits
+from machine import Clock, describe
+from plots import draw
+from processes import DATA, ROOT
+from record import Record
+from report import report, summary
+from session import Part, Session, open_session, say
+from targets import TARGETS, Target, exit_status, judge
+from weights import make_weights
+
+PARTS: Mapping[str, Callable[[Session], Part]] = {
+    "clip": measure_clip.measure,
+    "yolo": measure_yolo.measure,
+    "blip": measure_blip.measure,
+    "gateway": measure_gateway.measure,
+    "all": measure_all.measure,
+    "shared": measure_shared.measure,
+    "decode": measure_decode.measure,
+    "vectors": measure_vectors.measure,
+    "million": measure_vectors.measure_million,
+    "sizes": measure_sizes.measure,
+    "memory": measure_memory.measure,
+    "hour": measure_memory.measure_hour,
+}
+NOT_IN_QUICK = ("million", "hour")
+# targets that nothing but these parts can meet
+_HOUR_TARGETS = (12,)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions and sizes: about ten minutes")
+    parser.add_argument("--only", action="append", choices=PARTS, metavar="PART", help=f"one of {', '.join(PARTS)}")
+    parser.add_argument("--report", action="store_true", help="measure nothing; write the report of what there is")
+    chosen = parser.parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    wanted = [name for name in PARTS if not (chosen.quick and name in NOT_IN_QUICK)]
+    record = Record.open(DATA / ("quick.json" if chosen.quick else "run.json"), describe() | {"quick": chosen.quick})
+    if not chosen.report:
+        _measure(record, chosen.only or wanted, quick=chosen.quick)
+    targets = [target for target in TARGETS if not (chosen.quick and target.number in _HOUR_TARGETS)]
+    return _conclude(record, targets, [name for name in wanted if name not in record.parts], quick=chosen.quick)
+
+
+def _measure(record: Record, names: Sequence[str], *, quick: bool) -> None:
+    say("making the models' weights, if they are not there")
+    weights = make_weights(DATA / "weights")
+    with open_session(weights, quick=quick) as session:
+        for name in names:
+            clock, began = Clock.now(), time.time()
+            say(f"{name} (load average {clock.load_average:.2f})")
+            part = PARTS[name](session)
+            others = clock.others_since()
+            record.put(name, {
+                "began": began,
+                "ended": time.time(),
+                "load_before": clock.load_average,
+                "cores_used_by_others": round(others, 3),
+                "samples": part.samples,
+                "missing": part.missing,
+                "facts": part.facts,
+            })  # fmt: skip
+            if others > 0.1:
+                say(f"  NOT QUIET: others kept {others:.2f} cores busy")
+
+
+def _conclude(record: Record, targets: Sequence[Target], lacking: Sequence[str], *, quick: bool) -> int:
+    verdicts = judge(targets, record.samples)
+    limits = read_limits()
+    print(summary(verdicts, limits))
+    for peer, reason in record.missing.items():
+        print(f"PEER MISSING: {peer}: {reason}")
+    if quick:
+        print("This was a quick run: fewer repetitions and sizes, no hour of load; docs/performance.md stays as it is.")
+    elif lacking:
+        print(f"Not measured in this run yet: {', '.join(lacking)}. docs/performance.md is written when they are.")
+    else:
+        plots = draw(record, ROOT / "docs/performance")
+        (ROOT / "docs/performance.md").write_text(report(record, verdicts, limits, plots))
+        print("Wrote docs/performance.md.")
+    return exit_status(verdicts)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    """As an exception, so that every process that was started is ended."""
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
