@@ -130,6 +130,24 @@ async def test_retry_after_is_a_header(client: httpx2.AsyncClient) -> None:
     assert response.headers["retry-after"] == "3"
 
 
+async def test_security_headers_stand_on_every_answer_and_those_of_strangers_on_none(
+    client: httpx2.AsyncClient,
+) -> None:
+    origin = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}
+    for method, path in (("GET", "/livez"), ("GET", "/nowhere"), ("GET", "/boom"), ("PUT", "/echo"), ("POST", "/echo")):
+        response = await client.request(method, path, headers=origin)
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["cache-control"] == "no-store"
+        assert response.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+        assert not {"server", "x-powered-by"} & set(response.headers)
+        assert not [name for name in response.headers if name.startswith("access-control")]
+    preflight = await client.options("/echo", headers=origin)
+    assert_problem(preflight, 405, "method_not_allowed")
+    assert not [name for name in preflight.headers if name.startswith("access-control")]
+    page = await client.get("/docs")
+    assert "script-src 'unsafe-inline' https://cdn.jsdelivr.net" in page.headers["content-security-policy"]
+
+
 async def test_a_sane_request_id_is_kept_and_another_replaced(client: httpx2.AsyncClient) -> None:
     kept = await client.get("/livez", headers={"X-Request-ID": "order-7.a_B"})
     assert kept.headers.get_list("x-request-id") == ["order-7.a_B"]

@@ -173,8 +173,8 @@ class Stack:
             variable: value for variable, value in self._environment.items() if name in _SECRETS.get(variable, SERVICES)
         }
         port = self._ports[name]
-        command = [sys.executable, "-m", "uvicorn", "main:app", "--host", host, "--port", str(port)]
-        command += ["--no-server-header", "--no-access-log", "--timeout-keep-alive", "75"]
+        environment |= {"HOST": host, "PORT": str(port)}
+        command = [sys.executable, "-m", "visionstack.serve"]
         return ServiceSpec(name, command, self._root / name, environment, port, _reachable(host))
 
 

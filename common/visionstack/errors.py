@@ -2,6 +2,7 @@
 
     VisionError
     ├── UrlNotAllowed          400 url_not_allowed
+    ├── MalformedRequest       400 malformed_request
     ├── Unauthorized           401 unauthorized
     ├── NotFound               404 not_found
     │   ├── CollectionNotFound 404 collection_not_found
@@ -16,6 +17,7 @@
     ├── InvalidRequest         422 invalid_request
     ├── InvalidImage           422 invalid_image
     ├── RateLimited            429 rate_limited
+    ├── HeadersTooLarge        431 headers_too_large
     ├── InternalError          500 internal_error
     ├── FetchFailed            502 fetch_failed
     ├── UpstreamError          502 upstream_error
@@ -97,6 +99,11 @@ class UrlNotAllowed(VisionError):
     default_detail = "Send a public http or https address of an image."
 
 
+class MalformedRequest(VisionError):
+    status, code, title = 400, "malformed_request", "Malformed request"
+    default_detail = "This is not proper HTTP/1.1; send the request with an ordinary client."
+
+
 class Unauthorized(VisionError):
     status, code, title = 401, "unauthorized", "Unauthorized"
     default_detail = "Send a valid API key in the X-API-Key header."
@@ -172,6 +179,11 @@ class RateLimited(VisionError):
     status, code, title = 429, "rate_limited", "Too many requests"
     default_detail = "Too many requests; wait as long as Retry-After says."
     default_retry_after = 1
+
+
+class HeadersTooLarge(VisionError):
+    status, code, title = 431, "headers_too_large", "Headers too large"
+    default_detail = "The request's headers are more or longer than this server reads; send fewer."
 
 
 class InternalError(VisionError):

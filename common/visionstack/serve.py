@@ -1,7 +1,8 @@
-"""`python -m visionstack.serve`: the service of the current folder, as the images run it.
+"""`python -m visionstack.serve`: the service of the current folder, as the images and `make run` run it.
 
-It is `uvicorn main:app` with the stack's options and one difference: a stop by SIGTERM, even before the service is
-ready, ends with status 0. uvicorn alone ends by that signal, which looks like a failure to whoever started it.
+It is `uvicorn main:app` with the stack's options, the bounds of `http_edge` on connections, and one difference: a stop
+by SIGTERM, even before the service is ready, ends with status 0. uvicorn alone ends by that signal, which looks like a
+failure to whoever started it. `HOST` (default: every address) and `PORT` (8000) say where it listens.
 """
 
 import logging
@@ -10,6 +11,8 @@ import signal
 from types import FrameType
 
 import uvicorn
+
+from .http_edge import EdgeLimits, allow_open_files, edge_protocol
 
 # Docker kills what has not ended 30 seconds (`stop_grace_period`) after SIGTERM.
 _GRACE_S = 20
@@ -24,10 +27,13 @@ def _end(_: int, __: FrameType | None) -> None:
 def main() -> None:
     # uvicorn puts its own handler in place while it serves, and raises the signal anew once all is closed
     signal.signal(signal.SIGTERM, _end)
+    allow_open_files()
     uvicorn.run(
         "main:app",
-        host="0.0.0.0",  # noqa: S104 - in a container; what is published says Compose
+        host=os.environ.get("HOST") or "0.0.0.0",  # noqa: S104 - in a container; what is published says Compose
         port=int(os.environ.get("PORT", "8000")),
+        http=edge_protocol(EdgeLimits()),
+        ws="none",
         server_header=False,
         access_log=False,
         # above the 30 s after which the gateway lets go of an idle connection

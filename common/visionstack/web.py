@@ -39,6 +39,24 @@ REQUEST_ID_HEADER = "X-Request-ID"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _QUIET_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/health"})
 
+# On every answer that does not say otherwise: no browser guesses types, keeps, frames or runs what an API answers.
+_ANSWER_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+# /docs is FastAPI's page, which takes its scripts from there
+_DOCS_HEADERS = (
+    *_ANSWER_HEADERS[:-1],
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'unsafe-inline' https://cdn.jsdelivr.net;"
+        b" style-src 'unsafe-inline' https://cdn.jsdelivr.net; img-src data: https://fastapi.tiangolo.com;"
+        b" connect-src 'self'; frame-ancestors 'none'",
+    ),
+)
+
 Readiness = Callable[[], ServiceStatus]
 
 
@@ -65,6 +83,7 @@ def create_base_app(
     _add_probes(app, readiness, registry if serve_metrics else None)
     # added first = innermost
     app.add_middleware(_RequestLog, registry=registry)
+    app.add_middleware(_AnswerHeaders)
     app.add_middleware(
         CorrelationIdMiddleware,
         header_name=REQUEST_ID_HEADER,
@@ -195,6 +214,35 @@ def _add_probes(app: FastAPI, readiness: Readiness, registry: CollectorRegistry 
             return Response(generate_latest(registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
         app.add_api_route("/metrics", metrics, tags=["state"], include_in_schema=False)
+
+
+def add_answer_header(request: Request, name: str, value: str) -> None:
+    """A header for whatever answer this request will get, errors too."""
+    request.scope.setdefault("vision_headers", []).append((name.lower().encode(), value.encode()))
+
+
+class _AnswerHeaders:
+    """The security headers, and those that were added for this request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        added: list[tuple[bytes, bytes]] = scope.setdefault("vision_headers", [])
+        defaults = _DOCS_HEADERS if scope["path"] == "/docs" else _ANSWER_HEADERS
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message.get("headers", ()), *added]
+                present = {name for name, _ in headers}
+                headers += [header for header in defaults if header[0] not in present]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
 
 
 class _RequestLog:
