@@ -57,7 +57,7 @@ def service_process(folder: str, environment: dict[str, str]) -> Iterator[Servic
         process = subprocess.Popen(
             [sys.executable, "-m", "visionstack.serve"],
             cwd=ROOT / folder,
-            env=passed_on | {"PORT": str(port)} | environment,
+            env=passed_on | {"HOST": "127.0.0.1", "PORT": str(port)} | environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

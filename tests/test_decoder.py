@@ -39,9 +39,22 @@ DEADLINE_S = 60.0
 
 @asynccontextmanager
 async def running(
-    limits: ImageLimits = LIMITS, *, workers: int = 1, max_waiting: int = 256, wait_s: float = 60, memory_bytes: int = 0
+    limits: ImageLimits = LIMITS,
+    *,
+    workers: int = 1,
+    max_waiting: int = 256,
+    wait_s: float = 60,
+    memory_bytes: int = 0,
+    budget_bytes: int = 0,
 ) -> AsyncIterator[Decoder]:
-    decoder = Decoder(limits, workers=workers, max_waiting=max_waiting, wait_s=wait_s, memory_bytes=memory_bytes)
+    decoder = Decoder(
+        limits,
+        workers=workers,
+        max_waiting=max_waiting,
+        wait_s=wait_s,
+        memory_bytes=memory_bytes,
+        budget_bytes=budget_bytes,
+    )
     await decoder.start()
     try:
         yield decoder
@@ -380,6 +393,44 @@ async def test_parallel_bombs_stay_within_the_memory_of_as_many_workers() -> Non
         assert {picture.width for picture in await work} == {2000}
         assert peak - before < 2 * (limits.max_pixels * 20 + 16 * MiB)
         assert peak - before > limits.max_pixels * 3  # it was measured at all
+
+
+async def test_pictures_decoded_at_once_share_one_budget_of_memory() -> None:
+    limits = replace(LIMITS, max_pixels=4_000_000)
+    one = limits.max_pixels * 20
+    async with running(limits, workers=4, budget_bytes=one) as decoder:
+        before = resident_bytes(decoder_processes())
+        work = asyncio.gather(*(decoder.decode(webp_flat(2000, 2000)) for _ in range(16)))
+        peak = 0
+        while not work.done():
+            peak = max(peak, resident_bytes(decoder_processes()))
+            await asyncio.sleep(0.002)
+        assert {picture.width for picture in await work} == {2000}
+        assert limits.max_pixels * 3 < peak - before < 1.5 * one + 4 * 16 * MiB
+
+
+async def test_who_waits_too_long_for_memory_is_told_to_come_back_and_small_pictures_need_little() -> None:
+    limits = replace(LIMITS, decode_timeout_s=60.0)
+    async with running(limits, workers=2, wait_s=0.2, budget_bytes=1) as decoder:
+        pids = decoder_processes()
+        since = {pid: cpu_seconds(pid) for pid in pids}
+        slow = asyncio.create_task(decoder.decode(slow_jpeg(7071, 90)))
+        await until(lambda: any(cpu_seconds(pid) > since[pid] + 0.05 for pid in pids))
+        with pytest.raises(Overloaded) as caught:
+            await decoder.decode(webp_flat(7000, 7000))
+        assert "memory" in caught.value.detail
+        assert decoder_processes() == pids  # it was no fault of the worker's
+        await decoder.close()
+        with pytest.raises(InvalidImage):
+            await slow
+
+
+async def test_a_failed_picture_gives_its_share_of_the_budget_back() -> None:
+    async with running(replace(LIMITS, decode_timeout_s=0.2), budget_bytes=1) as decoder:
+        for _ in range(2):
+            with pytest.raises(InvalidImage):
+                await decoder.decode(slow_jpeg(7000, 90))
+        check_png(await decoder.decode(PNG))
 
 
 async def test_a_huge_picture_takes_sixteen_bytes_a_pixel_and_gives_them_back() -> None:

@@ -2,9 +2,10 @@
 
 Each worker is one long-lived child (`python -m visionstack.decoder`) that imports `images` and little else, with a
 limit on its address space and, per picture, on its CPU seconds. A worker that dies is replaced; its caller gets
-`InvalidImage`. As many pictures are decoded at once as there are workers, which bounds their memory: about 20 bytes a
-pixel, so `workers * max_pixels * 20` for files that are what they say, and `memory_bytes` per worker for those that are
-not. Further callers wait in order, and not for long; what their files hold meanwhile is counted by `inflight`.
+`InvalidImage`. As many pictures are decoded at once as there are workers, and together they have no more pixels than a
+budget allows: a worker reads a picture's size from its header and waits for leave to decode it. That bounds the memory
+of files that are what they say, at 20 bytes a pixel; `memory_bytes` per worker bounds that of those that are not.
+Further callers wait in order, and not for long; what their files hold meanwhile is counted by `inflight`.
 """
 
 import asyncio
@@ -16,6 +17,8 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -33,6 +36,8 @@ from .inflight import time_left
 _MiB = 1024 * 1024
 # A worker that a huge picture has swollen gives its memory back by ending.
 _RECYCLE_RSS_BYTES = 512 * _MiB
+# What the hungriest format, WebP, takes while it is decoded, with something to spare.
+_BYTES_A_PIXEL = 20
 # Wall seconds that a CPU second may take on a crowded machine before a worker counts as stuck.
 _WALL_FACTOR = 4.0
 _START_TIMEOUT_S = 20.0
@@ -44,7 +49,9 @@ class Decoder:
     """`start()`, then `decode()`, then `close()`; without `start()` a worker starts with its first picture.
 
     At most `max_waiting` callers wait, each at most `wait_s` seconds, for one of the `workers`, each of which may have
-    `memory_bytes` of address space: by default twice what the hungriest format needs for `max_pixels`, and 1 GiB.
+    `memory_bytes` of address space: by default twice what the hungriest format needs for `max_pixels`, and 1 GiB. The
+    pictures that are decoded at once may together take `budget_bytes` (0: a quarter of the container's or machine's
+    memory), and a single one whatever `max_pixels` needs.
     """
 
     def __init__(
@@ -55,14 +62,17 @@ class Decoder:
         max_waiting: int = 128,
         wait_s: float = 10.0,
         memory_bytes: int | None = None,
+        budget_bytes: int = 0,
     ) -> None:
         self._wall_s = limits.decode_timeout_s * _WALL_FACTOR + _START_TIMEOUT_S
         self._max_waiting = max_waiting
         self._wait_s = wait_s
         self._waiting = 0
         self._closed = False
-        memory_bytes = memory_bytes or 1024 * _MiB + 40 * limits.max_pixels
-        self._workers = [_Worker(limits, memory_bytes) for _ in range(workers)]
+        memory_bytes = memory_bytes or 1024 * _MiB + 2 * _BYTES_A_PIXEL * limits.max_pixels
+        budget_bytes = budget_bytes or memory_here() // 4
+        self._budget = _PixelBudget(max(limits.max_pixels, budget_bytes // _BYTES_A_PIXEL), wait_s)
+        self._workers = [_Worker(limits, memory_bytes, self._budget) for _ in range(workers)]
         self._idle = list(self._workers)
         self._slots = asyncio.Semaphore(workers)  # as many as are idle; wakes its waiters in order
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decoder")
@@ -77,6 +87,7 @@ class Decoder:
         if self._closed:
             return
         self._closed = True
+        self._budget.close()
         for worker in self._workers:
             worker.close()
         # Once every slot is here no thread uses a worker, and those of dead workers come back at once.
@@ -130,12 +141,59 @@ def _stopping() -> ServiceUnavailable:
     return ServiceUnavailable("The service is stopping; try again as Retry-After says.")
 
 
+def memory_here() -> int:
+    """Bytes of memory that this process may have: its container's limit, or else all of the machine's."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or the word max
+            return min(machine, int(Path(path).read_text()))
+    return machine
+
+
+class _PixelBudget:
+    """How many pixels all workers together may be decoding; who asks first is served first."""
+
+    def __init__(self, pixels: int, wait_s: float) -> None:
+        self._free = pixels
+        self._wait_s = wait_s
+        self._waiting: deque[object] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def take(self, pixels: int) -> bool:
+        """Whether they could be had in time. Blocks."""
+        me = object()
+        with self._changed:
+            self._waiting.append(me)
+            try:
+                self._changed.wait_for(
+                    lambda: self._closed or (self._waiting[0] is me and self._free >= pixels), self._wait_s
+                )
+                granted = not self._closed and self._waiting[0] is me and self._free >= pixels
+                self._free -= pixels * granted
+                return granted
+            finally:
+                self._waiting.remove(me)
+                self._changed.notify_all()
+
+    def give_back(self, pixels: int) -> None:
+        with self._changed:
+            self._free += pixels
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
 class _Worker:
     """The parent's side of one child. All methods block and belong to one thread at a time, except `kill` and `close`,
     which may come from any."""
 
-    def __init__(self, limits: ImageLimits, memory_bytes: int) -> None:
+    def __init__(self, limits: ImageLimits, memory_bytes: int, budget: _PixelBudget) -> None:
         self._limits = limits
+        self._budget = budget
         self._memory_bytes = memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -179,9 +237,16 @@ class _Worker:
 
     def decode(self, data: bytes, working_size: WorkingSize | None) -> Picture:
         child = self.start()
+        taken = 0
         try:
             _send(child, working_size and asdict(working_size), data)
             answer, pixels = _receive(child, at_most=3 * self._limits.max_pixels)
+            if "wants" in answer:
+                wanted = min(max(0, int(answer["wants"])), self._limits.max_pixels)
+                if self._budget.take(wanted):
+                    taken = wanted
+                _send(child, taken == wanted)
+                answer, pixels = _receive(child, at_most=3 * self._limits.max_pixels)
             result = _rebuilt(answer, pixels)
             recycle = answer["recycle"]
         except (EOFError, OSError, ValueError, KeyError, TypeError) as exc:
@@ -192,6 +257,8 @@ class _Worker:
                 " for one picture; save it again as an ordinary file.",
                 log_detail=f"decoder process ended, exit status {status}, {type(exc).__name__}",
             ) from exc
+        finally:
+            self._budget.give_back(taken)
         if recycle:
             self.discard()
             self._relaunch()
@@ -232,7 +299,7 @@ def _child_environment() -> dict[str, str]:
 
 
 _DECODE_ERRORS: dict[str, type[VisionError]] = {
-    error.code: error for error in (ImageTooLarge, InvalidImage, UnsupportedMediaType)
+    error.code: error for error in (ImageTooLarge, InvalidImage, Overloaded, UnsupportedMediaType)
 }
 
 
@@ -295,10 +362,22 @@ def _serve(parent: socket.socket) -> None:
 
 def _answer(parent: socket.socket, limits: ImageLimits) -> None:
     size, data = _receive(parent, at_most=sys.maxsize)
+    asked = False
+
+    def permit(pixels: int) -> None:
+        nonlocal asked
+        if asked:  # a picture may be decoded twice, one after the other
+            return
+        asked = True
+        _send(parent, {"wants": pixels})
+        granted, _ = _receive(parent, at_most=0)
+        if not granted:
+            raise Overloaded("The memory for pictures is taken; try again as Retry-After says.")
+
     # SIGPROF's default action ends the process wherever it is, inside a decoder's C code too.
     signal.setitimer(signal.ITIMER_PROF, limits.decode_timeout_s)
     try:
-        picture = decode(data, limits, working_size=WorkingSize(**size) if size else None)
+        picture = decode(data, limits, working_size=WorkingSize(**size) if size else None, permit=permit)
     except VisionError as error:
         recycle = isinstance(error.__cause__, MemoryError) or _is_swollen()
         refusal = {"code": error.code, "detail": error.detail, "log_detail": error.log_detail, "recycle": recycle}

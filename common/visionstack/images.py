@@ -127,7 +127,13 @@ def _has_avif_brand(data: bytes) -> bool:
     return any(brands[start : start + 4] in _AVIF_BRANDS for start in range(0, len(brands), 4))
 
 
-def decode(data: bytes, limits: ImageLimits, *, working_size: WorkingSize | None = None) -> Picture:
+Permit = Callable[[int], None]
+"""Gets a picture's pixels when they are known and not yet decoded; may wait, or raise a `VisionError`."""
+
+
+def decode(
+    data: bytes, limits: ImageLimits, *, working_size: WorkingSize | None = None, permit: Permit | None = None
+) -> Picture:
     """The upright picture, scaled down to `working_size` if one is given.
 
     Transparency is flattened on white, more than eight bits a channel are scaled to eight. A file whose end is missing
@@ -145,8 +151,8 @@ def decode(data: bytes, limits: ImageLimits, *, working_size: WorkingSize | None
         )
     try:
         if image_format == "jpeg" and not _has_jpeg_end(data):
-            return _decode_unended_jpeg(data, limits, working_size)
-        return _decode(data, image_format, limits, working_size)
+            return _decode_unended_jpeg(data, limits, working_size, permit)
+        return _decode(data, image_format, limits, working_size, permit)
     except VisionError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
@@ -157,11 +163,15 @@ def decode(data: bytes, limits: ImageLimits, *, working_size: WorkingSize | None
         raise InvalidImage(log_detail=f"{image_format}: {type(exc).__name__}") from exc
 
 
-def _decode(data: bytes, image_format: str, limits: ImageLimits, working_size: WorkingSize | None) -> Picture:
+def _decode(
+    data: bytes, image_format: str, limits: ImageLimits, working_size: WorkingSize | None, permit: Permit | None
+) -> Picture:
     with _OPENERS[image_format](io.BytesIO(data)) as image:
         width, height = image.size
         if width * height > limits.max_pixels or max(width, height) > _MAX_SIDE:
             raise _too_many_pixels(limits)
+        if permit is not None:
+            permit(width * height)
         target = (width, height)
         if working_size is not None:
             scale = working_size.scale(width, height)
@@ -241,11 +251,13 @@ def _has_jpeg_end(data: bytes) -> bool:
     return False
 
 
-def _decode_unended_jpeg(data: bytes, limits: ImageLimits, working_size: WorkingSize | None) -> Picture:
+def _decode_unended_jpeg(
+    data: bytes, limits: ImageLimits, working_size: WorkingSize | None, permit: Permit | None
+) -> Picture:
     """Browsers show a JPEG without its end marker. libjpeg would, given one, fill whatever else is missing with grey;
     nothing else is missing if what follows the last byte changes nothing."""
     one, other = (
-        _decode(data.rstrip(b"\xff") + filler + b"\xff\xd9", "jpeg", limits, working_size)
+        _decode(data.rstrip(b"\xff") + filler + b"\xff\xd9", "jpeg", limits, working_size, permit)
         for filler in (b"\x00" * 8, b"\xaa" * 8)
     )
     if not np.array_equal(one.pixels, other.pixels):

@@ -40,7 +40,7 @@ def create_app(
 ) -> FastAPI:
     """The app; tests pass their own `services` and `fetcher`."""
     limits = ImageLimits.from_settings(settings)
-    decoder = Decoder(limits, workers=settings.decoders)
+    decoder = Decoder(limits, workers=settings.decoders, budget_bytes=settings.decode_memory_bytes)
     services = services or Services.from_settings(settings)
     fetcher = fetcher or Fetcher(
         settings.fetch_policy, max_bytes=settings.max_image_bytes, timeout_s=settings.fetch_timeout_s
