@@ -10,8 +10,10 @@ from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
 
 from gateway_service.auth import Gate
+from visionstack.inflight import Capacity
+from visionstack.routes import limited_route
 from visionstack.schemas import ServiceStatus
-from visionstack.web import create_base_app, limited_route
+from visionstack.web import create_base_app
 
 KEYS = ("the-first-key", "the-second-key")
 
@@ -24,7 +26,9 @@ def client_of(gate: Gate, address: str = "198.51.100.7") -> TestClient:
         readiness=lambda: ServiceStatus(status="ok"),
         registry=CollectorRegistry(),
     )
-    router = APIRouter(route_class=limited_route(max_body_bytes=1000, receive_timeout_s=5, admit=gate.admit))
+    capacity = Capacity(max_requests=10, max_bytes=1000)
+    route = limited_route(capacity, timeout_s=30, max_body_bytes=1000, receive_timeout_s=5, admit=gate.admit)
+    router = APIRouter(route_class=route)
 
     @router.get("/a/{n}")
     async def answer(n: int) -> int:
