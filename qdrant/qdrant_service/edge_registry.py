@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
+from .edge_disk import sync_folder
 from .store import COLLECTION_NAME, CollectionConfig, StoreOpenError
 
 _VERSION = 1
@@ -98,7 +99,7 @@ class Registry:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(target)
-        _sync_folder(self._root)
+        sync_folder(self._root)
         self._entries = entries
 
     def _remove_leftovers(self) -> None:
@@ -129,11 +130,3 @@ def _read(root: Path) -> dict[str, tuple[CollectionConfig, str]]:
 
 def _config(entry: dict[str, Any]) -> CollectionConfig:
     return CollectionConfig(entry["name"], entry["vector_dim"], entry["distance"], entry["embedding_model"])
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

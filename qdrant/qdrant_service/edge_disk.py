@@ -1,0 +1,122 @@
+"""What has to be on the disk before a write is acknowledged, and whether there is room for it.
+
+The engine appends each write to a log in shared memory maps of `wal/`: that survives a kill of the process, and a
+power failure only once the file was flushed. The files are sparse, so that a write to them on a full disk does not
+fail but kills the process (SIGBUS). Neither is left to the engine.
+"""
+
+import asyncio
+import os
+import re
+from concurrent.futures import Executor
+from pathlib import Path
+
+from visionstack.errors import CollectionNotFound, ServiceUnavailable
+
+# More than one request can make the engine write, with what may be taken by others meanwhile.
+MIN_FREE_BYTES = 64 * 1024 * 1024
+
+_OPEN_SEGMENT = re.compile(r"open-([0-9]+)")
+
+
+def check_space(folder: Path) -> None:
+    """Raises `ServiceUnavailable` where a write might find the disk full."""
+    if not has_space(folder):
+        raise disk_full(f"{folder}: less than {MIN_FREE_BYTES} bytes are free")
+
+
+def disk_full(log_detail: str) -> ServiceUnavailable:
+    return ServiceUnavailable(
+        "The vector store's disk is full; free some space and send it again. Reading goes on.", log_detail=log_detail
+    )
+
+
+def has_space(folder: Path) -> bool:
+    stat = os.statvfs(folder)
+    return stat.f_bavail * stat.f_frsize >= MIN_FREE_BYTES
+
+
+def sync_folder(path: Path) -> None:
+    """The folder's own entries: which files there are under which names."""
+    _flush(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def sync_tree(path: Path) -> None:
+    """Everything below `path`, and its entry in the folder above."""
+    for folder, _, files in os.walk(path):
+        for name in files:
+            _flush(Path(folder) / name, os.O_RDONLY)
+        sync_folder(Path(folder))
+    sync_folder(path.parent)
+
+
+class LogSync:
+    """Flushes a shard's log, once for all writes that wait at the time. Used on one event loop.
+
+    A failed flush is final: the system may have dropped what it could not write, and a second flush would say that all
+    is well. Nothing is acknowledged from then on until the service starts again and reads what there is.
+    """
+
+    def __init__(self, shard: Path, executor: Executor) -> None:
+        self._wal = shard / "wal"
+        self._executor = executor
+        self._turn = asyncio.Lock()
+        self._asked = self._flushed = 0
+        self._names: frozenset[str] = frozenset()
+        self._failure: OSError | None = None
+
+    async def flushed(self) -> None:
+        """Returns once every write that was applied before the call is on the disk."""
+        self._asked += 1
+        mine = self._asked
+        async with self._turn:
+            if self._flushed >= mine:
+                return  # by another's flush, which began after this write
+            asked = self._asked
+            if self._failure is None:
+                try:
+                    await asyncio.get_running_loop().run_in_executor(self._executor, self._flush_log)
+                except OSError as exc:
+                    self._failure = exc
+            if self._failure is not None:
+                raise ServiceUnavailable(
+                    "The vector store cannot use its disk; restart it once that is mended.",
+                    log_detail=f"flushing {self._wal}: {self._failure!r}",
+                )
+            self._flushed = asked
+
+    def _flush_log(self) -> None:
+        """Only the newest file holds unflushed writes, unless the log began another one since the last flush."""
+        for _ in range(10):
+            try:
+                names = frozenset(os.listdir(self._wal))
+            except FileNotFoundError:
+                raise CollectionNotFound from None  # deleted meanwhile, with this write
+            try:
+                if names == self._names:
+                    _flush(self._wal / _current(names), os.O_RDONLY)
+                else:
+                    for name in names:
+                        _flush(self._wal / name, os.O_RDONLY)
+                    sync_folder(self._wal)
+            except FileNotFoundError:
+                continue  # renamed meanwhile
+            self._names = names
+            return
+        raise FileNotFoundError(f"{self._wal} does not hold still")
+
+
+def _current(names: frozenset[str]) -> str:
+    """The segment being written: those with higher numbers are made ahead, and full ones are renamed."""
+    numbers = [(int(match[1]), name) for name in names if (match := _OPEN_SEGMENT.fullmatch(name))]
+    if not numbers:
+        raise FileNotFoundError("no open segment")
+    return min(numbers)[1]
+
+
+def _flush(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        os.fdatasync(descriptor) if not flags & os.O_DIRECTORY else os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
