@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -65,7 +66,13 @@ def image_host() -> Iterator[ImageHost]:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The five services as real processes, with the bundled models and an embedded store of their own."""
-    folder = tmp_path_factory.mktemp("stack")
+    with running_stack(tmp_path_factory.mktemp("stack")) as running:
+        yield running
+
+
+@contextmanager
+def running_stack(folder: Path, **settings: str) -> Iterator[Stack]:
+    """What the fixture `stack` is, with settings of its own; `folder` takes its data and its log."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_PREFIXES)} | {
         "API_KEY": "first-key-of-the-tests, second-key-of-the-tests",
         "FETCH_ALLOW_NETWORKS": "127.0.0.0/8",
@@ -79,7 +86,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             lines.write(f"{service} {line}\n")
             lines.flush()
 
-        with Stack(environment, sink=sink, data_dir=folder / "data") as running:
+        with Stack(environment | settings, sink=sink, data_dir=folder / "data") as running:
             running.wait_ready(120)
             yield running
     _keep_log(log)

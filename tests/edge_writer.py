@@ -1,7 +1,7 @@
-"""A process that writes into an embedded store until it is killed: `edge_writer.py FOLDER`.
+"""A process that writes into an embedded store until it is killed: `edge_writer.py FOLDER [PADDING]`.
 
 It prints `written ID` once an upsert is acknowledged, `deleting ID` before a deletion and `deleted ID` once that is
-acknowledged.
+acknowledged. PADDING is how many characters of metadata each point gets besides.
 """
 
 import asyncio
@@ -9,16 +9,24 @@ import sys
 from pathlib import Path
 
 from qdrant_service.edge_store import QdrantEdgeStore
-from qdrant_service.store import CollectionConfig, NewPoint
+from qdrant_service.store import CollectionConfig, NewPoint, StoredPoint
 
 WRITERS = 4
 
 
-async def write(store: QdrantEdgeStore, writer: int) -> None:
+def stored(id: int, padding: int) -> StoredPoint:
+    """What must be there of a point that was written."""
+    writer, i = divmod(id, 1_000_000)
+    metadata = {"i": i, "padding": "x" * padding, "_original_id": f"w{writer}-{i}"}
+    return StoredPoint(id, metadata, [float(writer), float(i), 0.0, 1.0])
+
+
+async def write(store: QdrantEdgeStore, writer: int, padding: int) -> None:
     i = 0
     while True:
         id = writer * 1_000_000 + i
-        await store.upsert("images", [NewPoint(id, [float(writer), float(i), 0.0, 1.0], {"i": i}, f"w{writer}-{i}")])
+        metadata = {"i": i, "padding": "x" * padding}
+        await store.upsert("images", [NewPoint(id, [float(writer), float(i), 0.0, 1.0], metadata, f"w{writer}-{i}")])
         print("written", id, flush=True)
         i += 1
         if i % 7 == 0:
@@ -27,12 +35,12 @@ async def write(store: QdrantEdgeStore, writer: int) -> None:
             print("deleted", id - 3, flush=True)
 
 
-async def main(folder: Path) -> None:
+async def main(folder: Path, padding: int) -> None:
     store = QdrantEdgeStore(folder, timeout_s=30)
     await store.open()
     await store.create_collection(CollectionConfig("images", 4, "euclid"))
-    await asyncio.gather(*(write(store, writer) for writer in range(1, WRITERS + 1)))
+    await asyncio.gather(*(write(store, writer, padding) for writer in range(1, WRITERS + 1)))
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1])))
+    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -8,9 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from qdrant_service.edge_store import QdrantEdgeStore
+from qdrant_service.server_store import QdrantServerStore
 from qdrant_service.store import CollectionConfig, NewPoint, VectorStore
+from qdrant_wire import QdrantWire
 from visionstack.schemas import Distance
 
+TEST_SERVER, TEST_SERVER_KEY = os.environ.get("QDRANT_TEST_URL", ""), os.environ.get("QDRANT_TEST_API_KEY")
+KINDS = ["edge", "wire", *(["server"] if TEST_SERVER else [])]
 UUID = "550e8400-e29b-41d4-a716-446655440000"
 
 
@@ -20,6 +25,15 @@ def fast_folder() -> Iterator[Path]:
     place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
     with tempfile.TemporaryDirectory(dir=place, prefix="vision-test-") as folder:
         yield Path(folder)
+
+
+def make_store(kind: str, folder: Path) -> VectorStore:
+    """One of `KINDS`: the embedded engine, the server adapter on `QdrantWire`, the server in `QDRANT_TEST_URL`."""
+    if kind == "edge":
+        return QdrantEdgeStore(folder / "store", timeout_s=30)
+    if kind == "wire":
+        return QdrantServerStore("http://qdrant:6333", timeout_s=30, transport=QdrantWire())
+    return QdrantServerStore(TEST_SERVER, api_key=TEST_SERVER_KEY, timeout_s=30)
 
 
 async def collection(store: VectorStore, dim: int = 4, distance: Distance = "cosine", model: str | None = None) -> str:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 import qdrant_edge
 
 import edge_writer
+from mounts import PowerDisk
 from qdrant_service.edge_store import QdrantEdgeStore
 from qdrant_service.filters import parse_filter
 from qdrant_service.store import MAX_DEMANDED_INDEXES, CollectionConfig, NewPoint, StoredPoint, StoreOpenError
@@ -73,15 +74,17 @@ def python_path() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-def write_until_killed(folder: Path, after: int) -> dict[str, set[int]]:
-    """The ids by what the process said of them before its death, which comes at the earliest `after` lines."""
-    command = [sys.executable, edge_writer.__file__, str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=python_path()) as process:
+def write_until(end: Callable[[], object], folder: Path, after: int, padding: int = 0) -> dict[str, set[int]]:
+    """The ids by what a writing process said of them before its death; `end` is called after at least `after` lines."""
+    command = [sys.executable, edge_writer.__file__, str(folder), str(padding)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=python_path()
+    ) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(after)]
+        end()
         process.send_signal(signal.SIGKILL)
         lines += [line for line in process.stdout if line.endswith("\n")]
-    assert process.returncode == -signal.SIGKILL
     said: dict[str, set[int]] = {"written": set(), "deleting": set(), "deleted": set()}
     for line in lines:
         word, id = line.split()
@@ -89,23 +92,50 @@ def write_until_killed(folder: Path, after: int) -> dict[str, set[int]]:
     return said
 
 
-@pytest.mark.parametrize("after", [1, 100, 2500])
-async def test_what_was_acknowledged_survives_a_kill(folder: Path, after: int) -> None:
-    """2,500 lines take it past a flush of the engine's log."""
-    said = await asyncio.to_thread(write_until_killed, folder, after)
-    assert len(said["written"]) >= after // 2
-    store = await open_edge(folder)
+async def assert_kept(store: QdrantEdgeStore, said: dict[str, set[int]], padding: int = 0) -> None:
     for id in said["written"] - said["deleting"]:
-        writer, i = divmod(id, 1_000_000)
-        found = await store.retrieve("images", id, with_vector=True)
-        assert found == StoredPoint(id, {"i": i, "_original_id": f"w{writer}-{i}"}, [writer, i, 0.0, 1.0])
+        assert await store.retrieve("images", id, with_vector=True) == edge_writer.stored(id, padding)
     for id in said["deleted"]:
         assert await store.retrieve("images", id) is None
     # each writer may have had one more write or deletion under way
     count = (await store.collection("images")).points_count
     assert abs(count - len(said["written"] - said["deleted"])) <= edge_writer.WRITERS
+
+
+@pytest.mark.parametrize("after", [1, 100, 2500])
+async def test_what_was_acknowledged_survives_a_kill(folder: Path, after: int) -> None:
+    """2,500 lines take it past a flush of the engine's log."""
+    said = await asyncio.to_thread(write_until, lambda: None, folder, after)
+    assert len(said["written"]) >= after // 2
+    store = await open_edge(folder)
+    await assert_kept(store, said)
     await store.upsert("images", [point(5)])
     await store.close()
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(
+    ("after", "padding"), [(40, 0), (900, 60_000)], ids=["soon", "after the log began another file"]
+)
+async def test_what_was_acknowledged_survives_a_power_failure(
+    tmp_path: Path, after: int, padding: int, record_property: Callable[[str, object], None]
+) -> None:
+    """On a real disk, whose file system is shut down with all that it has not written."""
+    disk = PowerDisk(tmp_path, 1024)
+    try:
+        said = await asyncio.to_thread(write_until, disk.fail, disk.path / "data", after, padding)
+        disk.unmount()
+        disk.mount()
+        store = await open_edge(disk.path / "data")
+        await assert_kept(store, said, padding)
+        await store.upsert("images", [point(5)])
+        await store.close()
+    finally:
+        disk.remove()
+    row = f"Durability/power failure after {'some' if padding == 0 else 'many'} writes"
+    record_property(f"{row}/acknowledged writes checked", len(said["written"] | said["deleted"]))
+    record_property(f"{row}/lost", 0)
+    record_property(f"{row}/wrong", 0)
 
 
 async def test_a_second_process_is_told_in_one_line(folder: Path) -> None:

@@ -7,7 +7,6 @@ tested beside it, in `test_edge_store.py` and `test_server_store.py`.
 import asyncio
 import json
 import math
-import os
 import random
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -18,7 +17,6 @@ import pytest
 import qdrant_edge
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from qdrant_service.edge_store import QdrantEdgeStore
 from qdrant_service.filters import parse_filter
@@ -33,8 +31,7 @@ from qdrant_service.store import (
     VectorStore,
     best,
 )
-from qdrant_wire import QdrantWire
-from store_kit import UUID, collection, fast_folder, point
+from store_kit import KINDS, UUID, collection, fast_folder, make_store, point
 from visionstack.errors import (
     CollectionExists,
     CollectionNotFound,
@@ -44,17 +41,6 @@ from visionstack.errors import (
 from visionstack.schemas import Distance
 
 pytestmark = pytest.mark.anyio
-
-TEST_SERVER, TEST_SERVER_KEY = os.environ.get("QDRANT_TEST_URL", ""), os.environ.get("QDRANT_TEST_API_KEY")
-KINDS = ["edge", "wire", *(["server"] if TEST_SERVER else [])]
-
-
-def make_store(kind: str, folder: Path) -> VectorStore:
-    if kind == "edge":
-        return QdrantEdgeStore(folder / "store", timeout_s=30)
-    if kind == "wire":
-        return QdrantServerStore("http://qdrant:6333", timeout_s=30, transport=QdrantWire())
-    return QdrantServerStore(TEST_SERVER, api_key=TEST_SERVER_KEY, timeout_s=30)
 
 
 @pytest.fixture
@@ -540,136 +526,3 @@ def test_metadata_that_cannot_be_kept_is_refused(metadata: dict[str, Any], messa
     with pytest.raises(InvalidRequest) as caught:
         check_metadata(metadata)
     assert caught.value.errors == [{"field": "metadata", "message": message}]
-
-
-# --- a model of the store ---------------------------------------------------------------------------------------------
-
-ORIGINALS = ["img-1", "img-2", "a/b", "..", "\u00e9"]
-IDS = st.sampled_from([0, 1, 2, 2**64 - 1, UUID, *ORIGINALS])
-WORDS = st.sampled_from(["x", "y", "z"])
-FIELDS = st.fixed_dictionaries(
-    {"word": WORDS, "number": st.integers(-3, 3) | st.sampled_from([0.5, -1.5, 2.0, 2**60]), "flag": st.booleans()}
-)
-COMPONENT = st.integers(-8, 8).map(float)
-VECTORS = st.tuples(COMPONENT, COMPONENT, COMPONENT).filter(any).map(list)
-
-
-class StoreModel(RuleBasedStateMachine):
-    """Random operations beside a dict that says what must be there. Subclasses name the store."""
-
-    kind = ""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.runner = asyncio.Runner()
-        self.folder = Path(os.environ["STORE_MODEL_FOLDER"]) / uuid.uuid4().hex
-        self.folder.mkdir()
-        self.store = make_store(self.kind, self.folder)
-        self.runner.run(self.store.open())
-        self.points: dict[int | str, tuple[list[float], dict[str, Any]]] = {}
-
-    def teardown(self) -> None:
-        self.runner.run(self.store.delete_collection(self.name))
-        self.runner.run(self.store.close())
-        self.runner.close()
-
-    @initialize()
-    def create(self) -> None:
-        self.name = self.runner.run(collection(self.store, 3, "dot"))
-
-    @rule(id=IDS, vector=VECTORS, fields=FIELDS)
-    def upsert(self, id: int | str, vector: list[float], fields: dict[str, Any]) -> None:
-        resolved = resolve_id(self.name, id)
-        self.runner.run(self.store.upsert(self.name, [NewPoint(resolved.point_id, vector, fields, resolved.original)]))
-        kept = fields | ({"_original_id": resolved.original} if resolved.original is not None else {})
-        self.points[resolved.point_id] = (vector, kept)
-
-    @rule(ids=st.lists(IDS, max_size=4))
-    def delete(self, ids: list[int | str]) -> None:
-        points = [resolve_id(self.name, id).point_id for id in ids]
-        expected = len({id for id in points if id in self.points})
-        assert self.runner.run(self.store.delete(self.name, points)) == expected
-        for id in points:
-            self.points.pop(id, None)
-
-    @rule(original=st.sampled_from(ORIGINALS))
-    def find(self, original: str) -> None:
-        found = self.runner.run(self.store.find_by_original_id(self.name, original, with_vector=True))
-        expected = self.points.get(resolve_id(self.name, original).point_id)
-        assert (found and (found.vector, found.metadata)) == expected
-
-    @rule(
-        query=VECTORS,
-        word=st.none() | st.lists(WORDS, min_size=1),
-        number=st.none() | st.tuples(st.integers(-3, 3), st.integers(-3, 3)) | st.sampled_from([1, 2, 0.5, 2**60]),
-        flag=st.none() | st.booleans(),
-        limit=st.integers(1, 12),
-    )
-    def search(
-        self,
-        query: list[float],
-        word: list[str] | None,
-        number: tuple[int, int] | float | None,
-        flag: bool | None,
-        limit: int,
-    ) -> None:
-        wanted: dict[str, Any] = {"word": word, "flag": flag}
-        wanted["number"] = {"gte": number[0], "lt": number[1]} if isinstance(number, tuple) else number
-        conditions = parse_filter({key: value for key, value in wanted.items() if value is not None})
-        hits = self.runner.run(self.store.search(self.name, query, limit=limit, conditions=conditions))
-
-        def fits(fields: dict[str, Any]) -> bool:
-            if isinstance(number, tuple):
-                in_range = number[0] <= fields["number"] < number[1]
-            else:
-                in_range = number is None or fields["number"] == number
-            return in_range and (word is None or fields["word"] in word) and (flag is None or fields["flag"] is flag)
-
-        scores = {
-            id: sum(a * b for a, b in zip(query, vector, strict=True))
-            for id, (vector, fields) in self.points.items()
-            if fits(fields)
-        }
-        assert [hit.score for hit in hits] == sorted(scores.values(), reverse=True)[:limit]
-        for hit in hits:
-            assert hit.score == scores[hit.id]
-            assert hit.metadata == self.points[hit.id][1]
-
-    @precondition(lambda self: self.kind == "edge")
-    @rule()
-    def reopen(self) -> None:
-        self.runner.run(self.store.close())
-        self.store = make_store(self.kind, self.folder)
-        self.runner.run(self.store.open())
-
-    @invariant()
-    def count(self) -> None:
-        assert self.runner.run(self.store.collection(self.name)).points_count == len(self.points)
-
-
-class EdgeModel(StoreModel):
-    kind = "edge"
-
-
-class WireModel(StoreModel):
-    kind = "wire"
-
-
-class ServerModel(StoreModel):
-    kind = "server"
-
-
-MODELS = {"edge": EdgeModel, "wire": WireModel, "server": ServerModel}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_store_behaves_as_its_model(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STORE_MODEL_FOLDER", str(folder))
-    case = MODELS[kind].TestCase
-    case.settings = settings(
-        # a longer search for differences: STORE_MODEL_RUNS=1000 pytest tests/test_store_contract.py -k model
-        max_examples=int(os.environ.get("STORE_MODEL_RUNS", "6")),
-        stateful_step_count=40,
-        deadline=None,
-    )
-    case("runTest").debug()
