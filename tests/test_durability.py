@@ -12,12 +12,12 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from service_process import service_process
 
 from conftest import running_stack
 from local_stack import Stack
 from mounts import small_disk
 from scenes import webp
+from service_process import service_process
 from visionstack.settings import MiB
 from writers import DIM, Findings, Picture, Writer, working
 

@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from qdrant_service.embedder import EmbeddingModel
 from qdrant_service.service import VectorService
 from qdrant_service.store import VectorStore
 from store_kit import KINDS, UUID, fast_folder, make_store
@@ -72,13 +73,13 @@ COMPONENTS = st.lists(st.integers(-8, 8).map(float), min_size=5, max_size=5).fil
 class NoEmbedder:
     """Every vector here is the caller's own."""
 
-    async def embed_image(self, data: bytes, content_type: str, *, timeout_s: float) -> Embedding:
+    async def embed_image(self, data: bytes, content_type: str) -> Embedding:
         raise ServiceUnavailable
 
-    async def embed_text(self, text: str, *, timeout_s: float) -> Embedding:
+    async def embed_text(self, text: str) -> Embedding:
         raise ServiceUnavailable
 
-    async def describe(self, *, timeout_s: float) -> Any:
+    async def describe(self) -> EmbeddingModel:
         raise ServiceUnavailable
 
     async def aclose(self) -> None: ...
@@ -179,7 +180,7 @@ class ServiceModel(RuleBasedStateMachine):
     def _start(self) -> None:
         self.store = make_store(self.kind, self.folder)
         self.run(self.store.open())
-        self.service = VectorService(self.store, NoEmbedder(), clip_timeout_s=1)
+        self.service = VectorService(self.store, NoEmbedder())
 
     @initialize()
     def first(self) -> None:
