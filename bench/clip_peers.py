@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from processes import BENCH, Server, free_port, peer_python, versions
+from processes import BENCH, DATA, Server, free_port, peer_python, run_program, versions
 from session import Session
 
 
@@ -38,7 +38,23 @@ def litserve(session: Session, precision: str) -> Peer:
     return Peer("LitServe", server, {"url": f"{server.url}/predict", "body": "base64"}, found)
 
 
+def infinity(session: Session, precision: str) -> Peer:
+    """With its torch engine and batches of up to 32; pictures travel as data addresses, its only way for bytes."""
+    python, port = peer_python("infinity"), free_port()
+    model = DATA / "weights/infinity-vit-b-32"
+    if not (model / "model.safetensors").exists():
+        run_program([str(python), str(BENCH / "peers/infinity_model.py"), str(model)])
+    command = [str(python.parent / "infinity_emb"), "v2", "--model-id", str(model), "--served-model-name", "clip"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--engine", "torch", "--device", "cpu"]
+    command += ["--dtype", {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision], "--batch-size", "32"]
+    settings = {"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
+    server = Server("infinity", command, port=port, settings=settings, probe="/health")
+    found = versions(python, ["infinity-emb", "transformers", "torch"])
+    return Peer("infinity", server, {"url": f"{server.url}/embeddings", "body": "infinity"}, found)
+
+
 PEERS: tuple[tuple[str, Callable[[Session, str], Peer]], ...] = (
     ("naive FastAPI", naive_fastapi),
     ("LitServe", litserve),
+    ("infinity", infinity),
 )

@@ -186,12 +186,8 @@ def peer_python(name: str) -> Path:
         return python
     uv = [sys.executable, "-m", "uv"]
     index = ["--index", os.environ["TORCH_INDEX_URL"]] if os.environ.get("TORCH_INDEX_URL") else []
-    try:
-        _run([*uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)])
-        _run([*uv, "pip", "install", "--quiet", "--python", str(python), *index, "--requirement", str(pins)])
-    except subprocess.SubprocessError as exc:
-        output = getattr(exc, "stderr", "") or str(exc)
-        raise PeerMissing(f"the environment {name} could not be made: {output.strip()[-400:]}") from exc
+    run_program([*uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)])
+    run_program([*uv, "pip", "install", "--quiet", "--python", str(python), *index, "--requirement", str(pins)])
     stamp.write_text(pins.read_text())
     return python
 
@@ -201,7 +197,7 @@ def versions(python: Path, packages: Sequence[str]) -> dict[str, str]:
     code = (
         "import importlib.metadata as m, json, sys; print(json.dumps({d.name: d.version for d in m.distributions()}))"
     )
-    found: dict[str, str] = json.loads(_run([str(python), "-c", code]))
+    found: dict[str, str] = json.loads(run_program([str(python), "-c", code]))
     return {name: found[name] for name in packages if name in found}
 
 
@@ -228,8 +224,13 @@ def children(pid: int) -> list[int]:
     return [child.pid for child in psutil.Process(pid).children(recursive=True)]
 
 
-def _run(command: Sequence[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=1800)  # noqa: S603
+def run_program(command: Sequence[str]) -> str:
+    """What it writes to stdout. Raises `PeerMissing` with its last words where it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=1800)  # noqa: S603
+    except subprocess.SubprocessError as exc:
+        output = getattr(exc, "stderr", "") or str(exc)
+        raise PeerMissing(f"{' '.join(command[:5])}: {str(output).strip()[-400:]}") from exc
     return done.stdout
 
 

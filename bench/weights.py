@@ -45,8 +45,9 @@ _BLIP_VISION: dict[str, Any] = {
 _BLIP_START = "[DEC]"
 _BLIP_MEAN, _BLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 _YOLO_SIDE = 640
-# of 8400 places and 80 classes, some fifty then exceed a confidence of 0.25
-_YOLO_LOGIT_MEAN, _YOLO_LOGIT_STD = -6.0, 1.3
+# places of a picture that look like an object, at most, before overlaps are dropped; the logit of a confidence of 0.25
+_YOLO_CANDIDATES = 40
+_YOLO_LOGIT = -1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,31 +132,38 @@ def _make_yolo(path: Path) -> None:
 
 
 def _fit_to_pictures(network: Any) -> None:
-    """Running means and variances of real pictures, and class logits of a trained network's spread."""
+    """Running means and variances of real pictures, and about as many objects as a trained network finds in one."""
     import torch
 
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None
             module.reset_running_stats()
-    pictures = np.stack([np.asarray(photo(_YOLO_SIDE, _YOLO_SIDE, seed)) for seed in range(6)])
+    pictures = np.stack([np.asarray(photo(_YOLO_SIDE, _YOLO_SIDE, seed)) for seed in range(12)])
     batch = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
 
-    def fit(conv: Any, _: Any, logits: torch.Tensor) -> torch.Tensor:
-        scale = _YOLO_LOGIT_STD / logits.std()
+    logits: list[torch.Tensor] = []
+
+    def spread(conv: Any, _: Any, output: torch.Tensor) -> torch.Tensor:
+        """One scale for all of a branch; what comes out is kept."""
+        scale = 1 / output.std()
         conv.weight *= scale
-        conv.bias.copy_((conv.bias - logits.mean()) * scale + _YOLO_LOGIT_MEAN)
-        return (logits - logits.mean()) * scale + _YOLO_LOGIT_MEAN
+        conv.bias.copy_((conv.bias - output.mean()) * scale)
+        logits.append((output - output.mean()) * scale)
+        return logits[-1]
 
     with torch.no_grad():
         network.train()(batch)
-        branches = list(network.model[-1].cv3)
-        for branch in branches:
-            torch.nn.init.normal_(branch[-1].weight)
-        hooks = [branch[-1].register_forward_hook(fit) for branch in branches]
+        convolutions = [branch[-1] for branch in network.model[-1].cv3]
+        for convolution in convolutions:
+            torch.nn.init.normal_(convolution.weight)
+        hooks = [convolution.register_forward_hook(spread) for convolution in convolutions]
         network.eval()(batch)
         for hook in hooks:
             hook.remove()
+        best = torch.cat([branch.amax(1).flatten(1) for branch in logits], 1).sort(dim=1, descending=True).values
+        for convolution in convolutions:
+            convolution.bias += _YOLO_LOGIT - best[:, _YOLO_CANDIDATES].max()
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ from figures import (
     steepest,
 )
 from known_limits import read_limits
+from plots import draw
 from record import Record
-from report import summary
+from report import report, summary
 from targets import TARGETS, Target, Verdict, exit_status, judge
 
 BENCH = Path(run.__file__).resolve().parent
@@ -184,3 +185,61 @@ def test_pictures_never_repeat() -> None:
     seen = {photo(64, 48, seed).tobytes() for seed in range(12)}
     assert len(seen) == 12
     assert photo(64, 48, 3).tobytes() in seen
+
+
+def complete_record(path: Path) -> Record:
+    """A run of which every part was measured, with made-up numbers."""
+    header = {
+        "cpu": "a processor", "cores": 2, "flags": ["avx2"], "memory_gb": 8, "system": "Linux", "commit": "c" * 40,
+        "versions": {"torch": "2.0"}, "changed_files": [], "boot": "1", "quick": False,
+    }  # fmt: skip
+    loads = [f"clip.{name}.{n}" for name in ("service", "bare-torch", "bare-own", "LitServe") for n in (1, 8, 32)]
+    loads += ["yolo.service", "yolo.service.1", "yolo.bare-torch", "yolo.bare-own", "yolo.predict"]
+    loads += ["blip.service.1x1", "blip.service.3x1", "blip.service.1x4", "blip.generate.1", "blip.generate.3"]
+    loads += [f"gateway.{way}.{n}" for way in ("gateway", "direct") for n in (1, 16)]
+    loads += [f"all.{path}" for path in ("all", "clip", "blip", "yolo")]
+    loads += [f"shared.{name}.{how}" for name in ("clip", "blip", "yolo") for how in ("alone", "together")]
+    loads += [f"vectors.{points}.written" for points in (1000, 10_000, 100_000)]
+    loads += ["vectors.100000.upsert", "vectors.by_picture.search", "vectors.by_picture.embed"]
+    loads += [f"sizes.picture.{size}" for size in (1, 8, 33)]
+    loads += [f"sizes.in_flight.{n}" for n in (1, 2, 4, 8, 16, 32, 64)]
+    samples = {f"{load}.{what}": [1.0, 1.2, 1.1] for load in loads for what in ("per_s", "p50_ms", "p95_ms")}
+    samples |= {f"decode.{kind}.{what}_cpu_ms": [12.0, 13.0, 14.0]
+                for kind in ("jpeg", "webp") for what in ("gateway", "inputs", "naive")}  # fmt: skip
+    samples |= {f"memory.{name}.{what}": [100.0, 120.0, 110.0, 115.0]
+                for name in ("gateway", "clip", "blip", "yolo", "qdrant")
+                for what in ("ready_s", "rest_mb", "load_mb")}  # fmt: skip
+    service = {"model": "m", "device": "cpu", "precision": "fp32"}
+    facts: dict[str, dict[str, object]] = {name: {} for name in run.PARTS if name not in ("million", "hour")}
+    facts["clip"] = {"service": service, "peers": {"LitServe": {"litserve": "0.2"}}, "gemm_gflops": [60.0, 61.0]}
+    facts["yolo"] = {"service": service}
+    facts["blip"] = {"service": service, "tokens": 20}
+    facts["gateway"] = {"picture_kb": 300}
+    facts["decode"] = {"jpeg_mb": 2.0, "webp_mb": 1.0}
+    facts["sizes"] = {f"{size} megapixels": "1.0 MB" for size in (1, 8, 33)}
+    facts["memory"] = {"minutes": 4, "sample_every_s": 15}
+    record = Record.open(path, header)
+    for name, facts_of_part in facts.items():
+        record.put(name, {
+            "began": 1000.0, "ended": 1100.0, "load_before": 0.1, "cores_used_by_others": 0.02, "facts": facts_of_part,
+            "samples": {key: values for key, values in samples.items() if key.startswith(f"{name}.")},
+            "missing": {"naive FastAPI": "no wheel for it"} if name == "clip" else {},
+        })  # fmt: skip
+    return record
+
+
+def test_the_report_has_every_verdict_every_miss_and_every_plot(tmp_path: Path) -> None:
+    record = complete_record(tmp_path / "run.json")
+    verdicts = judge(TARGETS, record.samples)
+    missed = [verdict for verdict in verdicts if not verdict.met]
+    text = report(
+        record, verdicts, {missed[0].target.key: "the reason that was found"}, draw(record, tmp_path / "plots")
+    )
+    assert all(text.count(f"| {verdict.target.what} |") == 1 for verdict in verdicts)
+    assert text.count("**missed**") == len(missed) >= 3
+    assert "the reason that was found" in text
+    assert text.count("no reason is written yet") == len(missed) - 1
+    assert "naive FastAPI could not be measured here: no wheel for it" in text
+    addresses = re.findall(r"\]\((plots/\w+\.svg)\)", text)
+    assert len(addresses) == 4
+    assert all((tmp_path / address).stat().st_size > 1000 for address in addresses)
