@@ -1,5 +1,10 @@
 """Device, precision and threads, for a machine with and without what they need."""
 
+import os
+import re
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -60,3 +65,17 @@ def test_threads_are_the_cores_shared_by_the_services_and_at_least_one() -> None
             assert set_threads(settings) == torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("environment", "spins"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+    ids=["by default", "as set", "by policy"],
+)
+def test_an_openmp_thread_that_waits_spins_for_a_short_while(environment: dict[str, str], spins: str) -> None:
+    script = "from visionstack.device import set_threads as s; from visionstack.settings import ModelSettings as M; s(M())"
+    environment = {**os.environ, **environment, "OMP_DISPLAY_ENV": "VERBOSE"}
+    shown = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    if "GOMP_SPINCOUNT" not in shown.stderr:
+        pytest.skip("this torch does not run on libgomp")
+    assert set(re.findall(r"GOMP_SPINCOUNT = '(\d+)'", shown.stderr)) == {spins}
