@@ -16,6 +16,7 @@ from local_stack import Stack
 _PREFIXES = (
     "API_KEY", "BLIP_", "CLIP_", "YOLO_", "QDRANT_", "FETCH_", "MAX_", "IMAGE_", "DECODE_", "RECEIVE_", "REQUEST_",
     "RATE_", "FAILED_", "DEVICE", "PRECISION", "THREADS", "CPU_SHARED_BY", "LOG_", "HUGGINGFACE_", "BATCH_", "HF_",
+    "RESULT_",
 )  # fmt: skip
 
 
@@ -77,6 +78,7 @@ def running_stack(folder: Path, **settings: str) -> Iterator[Stack]:
         "API_KEY": "first-key-of-the-tests, second-key-of-the-tests",
         "FETCH_ALLOW_NETWORKS": "127.0.0.0/8",
         "RATE_LIMIT": "",
+        "RESULT_CACHE_BYTES": "0",  # a test that asks again wants to know what the services say
         "LOG_FORMAT": "json",
     }
     log = folder / "stack.log"

@@ -17,6 +17,7 @@ def gateway_process(stack: Stack, **settings: str) -> Iterator[ServiceProcess]:
     environment = {
         "API_KEY": KEY,
         "FETCH_ALLOW_NETWORKS": "127.0.0.0/8",
+        "RESULT_CACHE_BYTES": "0",
         "CLIP_URL": f"http://127.0.0.1:{stack.port('clip')}",
         "BLIP_URL": f"http://127.0.0.1:{stack.port('blip')}",
         "YOLO_URL": f"http://127.0.0.1:{stack.port('yolo')}",

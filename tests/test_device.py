@@ -73,7 +73,9 @@ def test_threads_are_the_cores_shared_by_the_services_and_at_least_one() -> None
     ids=["by default", "as set", "by policy"],
 )
 def test_an_openmp_thread_that_waits_spins_for_a_short_while(environment: dict[str, str], spins: str) -> None:
-    script = "from visionstack.device import set_threads as s; from visionstack.settings import ModelSettings as M; s(M())"
+    script = (
+        "from visionstack.device import set_threads as s; from visionstack.settings import ModelSettings as M; s(M())"
+    )
     environment = {**os.environ, **environment, "OMP_DISPLAY_ENV": "VERBOSE"}
     shown = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     if "GOMP_SPINCOUNT" not in shown.stderr:

@@ -12,8 +12,8 @@ from .settings import ModelSettings
 if TYPE_CHECKING:
     import torch
 
-# Of libgomp's default of 300,000 rounds a model alone on its cores gains nothing that can be measured with 50,000, and
-# 3 to 10 % over this; but while anything else holds one of the cores, they burn the others: a quarter of the throughput.
+# libgomp's own 300,000 rounds make a model that is alone on its cores 3 to 10 % faster. But while anything else holds
+# one of these cores, they burn the others, and three services together do a quarter of what one does alone.
 _SPIN_COUNT = "10000"
 _SPIN_SETTINGS = frozenset({"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"})
 

@@ -6,6 +6,7 @@ A service brings a `Model` and its routes; this module brings everything between
 import asyncio
 import logging
 import os
+import secrets
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from .batching import Batcher
@@ -25,7 +26,7 @@ from .inflight import time_left
 from .routes import limited_route
 from .schemas import ServiceStatus
 from .settings import MiB, ModelSettings
-from .web import create_base_app
+from .web import INSTANCE_HEADER, create_base_app
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,8 @@ class ModelService(Generic[KeyT, ItemT, ResultT]):
         registry: CollectorRegistry,
         on_load_failure: Callable[[], None] = _end_process,
     ) -> None:
+        # another one in every process: what a caller keeps of the answers is good for this run of the model only
+        self.instance = secrets.token_hex(8)
         self._model = model
         self._settings = settings
         self._on_load_failure = on_load_failure
@@ -169,6 +172,7 @@ class ModelService(Generic[KeyT, ItemT, ResultT]):
             model=self._info.name,
             device=self._info.device,
             precision=self._info.precision,
+            instance=self.instance,
         )
 
     def _thread_alive(self) -> bool:
@@ -216,14 +220,19 @@ def create_model_app(
     app = create_base_app(
         title=title, description=description, lifespan=lifespan, readiness=service.status, registry=registry
     )
+
+    async def name_instance(response: Response) -> None:
+        response.headers[INSTANCE_HEADER] = service.instance
+
     router = APIRouter(
+        dependencies=[Depends(name_instance)],
         route_class=limited_route(
             settings.capacity,
             timeout_s=settings.request_timeout_s,
             # multipart framing and other form fields come on top of the picture
             max_body_bytes=max(settings.max_image_bytes, _MAX_PPM_BYTES) + MiB,
             receive_timeout_s=_RECEIVE_TIMEOUT_S,
-        )
+        ),
     )
     add_routes(router, service)
     app.include_router(router)

@@ -31,7 +31,7 @@ from .errors import (
 from .inflight import time_left
 from .routes import TIMEOUT_HEADER
 from .schemas import ServiceStatus
-from .web import REQUEST_ID_HEADER
+from .web import INSTANCE_HEADER, REQUEST_ID_HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,9 @@ _CONNECT_TIMEOUT_S = 1.0
 _FAILURES_TO_OPEN = 5
 _OPEN_S = 2.0
 _RESOLVE_EVERY_S = 5.0
+# How long a replica's word that it works counts. Much shorter than the start of a model service, so that no replica
+# comes back with another model meanwhile.
+_INSTANCE_S = 1.0
 # Below uvicorn's keep-alive of 75 s as the stack starts it, so that a reused connection is rarely a closed one.
 _KEEPALIVE_EXPIRY_S = 30.0
 # At most every tenth request may be a retry, or retries would multiply an overload.
@@ -54,10 +57,11 @@ _FAIR_SHARE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A successful answer: the status, below 400, and the parsed JSON."""
+    """A successful answer: the status, below 400, the parsed JSON, and which run of a model service gave it."""
 
     status: int
     body: Any
+    instance: str | None = None
 
 
 class Breaker:
@@ -109,6 +113,9 @@ class _Replica:
     base_url: str
     breaker: Breaker
     in_flight: int = 0
+    # which run of the service was last heard from here, if any, and when that was asked
+    instance: str | None = None
+    asked_at: float = float("-inf")
 
 
 class _NotSent(ServiceUnavailable):
@@ -144,6 +151,7 @@ class Peer:
         self._resolved_at = float("-inf")
         self._resolving: asyncio.Task[None] | None = None
         self._retry_tokens = _RETRY_RESERVE
+        self._asking = asyncio.Lock()
         self._client = httpx2.AsyncClient(
             transport=transport
             or httpx2.AsyncHTTPTransport(
@@ -228,17 +236,36 @@ class Peer:
                 await self._resolve_if_due()
                 best = ServiceStatus(status="unavailable")
                 for replica in self._replicas.values():
-                    try:
-                        response = await self._client.get(f"{replica.base_url}/readyz", timeout=timeout_s)
-                        answer = ServiceStatus.model_validate_json(response.content)
-                    except (httpx2.HTTPError, ValueError):
-                        continue
-                    if answer.status == "ok":
+                    answer = await self._ask_status(replica, timeout_s)
+                    if answer is not None and answer.status == "ok":
                         return answer
-                    best = answer
+                    best = answer or best
                 return best
         except TimeoutError:
             return ServiceStatus(status="unavailable")
+
+    async def instances(self) -> frozenset[str]:
+        """The runs of the service that work: what its replicas said within the last second, or say when asked now."""
+        async with self._asking:
+            await asyncio.gather(
+                *(self._ask_instance(replica) for replica in self._replicas.values() if self._is_due(replica))
+            )
+        return frozenset(replica.instance for replica in self._replicas.values() if replica.instance is not None)
+
+    def _is_due(self, replica: _Replica) -> bool:
+        return self._clock() - replica.asked_at > _INSTANCE_S
+
+    async def _ask_instance(self, replica: _Replica) -> None:
+        found = await self._ask_status(replica, _INSTANCE_S)
+        replica.instance = found.instance if found is not None and found.status == "ok" else None
+        replica.asked_at = self._clock()
+
+    async def _ask_status(self, replica: _Replica, timeout_s: float) -> ServiceStatus | None:
+        try:
+            response = await self._client.get(f"{replica.base_url}/readyz", timeout=timeout_s)
+            return ServiceStatus.model_validate_json(response.content)
+        except (httpx2.HTTPError, ValueError):
+            return None
 
     def _may_retry(self, error: VisionError, idempotent: bool) -> bool:
         broken_off = isinstance(error, UpstreamError) and error.__cause__ is not None
@@ -279,9 +306,11 @@ class Peer:
             )
         if response.status_code >= 400:
             raise self._error_of(response)
+        instance = response.headers.get(INSTANCE_HEADER)
+        replica.instance, replica.asked_at = instance, self._clock()
         try:
             # the standard parser keeps integers of any size, which metadata may hold
-            return Reply(response.status_code, standard_json.loads(response.content))
+            return Reply(response.status_code, standard_json.loads(response.content), instance)
         except ValueError:
             raise UpstreamError(log_detail=f"{self.name} answered no JSON") from None
 

@@ -35,6 +35,8 @@ from .schemas import Problem, ServiceStatus
 logger = structlog.stdlib.get_logger("visionstack.web")
 
 REQUEST_ID_HEADER = "X-Request-ID"
+# Which run of a model service answered; the same as `ServiceStatus.instance`.
+INSTANCE_HEADER = "X-Instance"
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _QUIET_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/health"})

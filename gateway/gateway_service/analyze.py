@@ -95,22 +95,11 @@ def analyze_routers(
 
 
 async def _all(picture: Received, options: AllOptions, services: Services, started: float) -> AnalyzeAll:
-    timings_ms = dict(picture.timings_ms)
-
-    async def part(name: str, work: Awaitable[T]) -> T | VisionError:
-        part_started = time.perf_counter()
-        try:
-            return await work
-        except VisionError as error:
-            return error
-        finally:
-            timings_ms[name] = _ms_since(part_started)
-
     blip_options = BlipOptions(variants=options.variants, max_length=options.max_length)
     clip, blip, yolo = await asyncio.gather(
-        part("clip", services.tags(picture, ClipOptions(limit=options.limit))),
-        part("blip", services.captions(picture, blip_options)),
-        part("yolo", services.detections(picture, YoloOptions(conf=options.conf))),
+        _part(services.tags(picture, ClipOptions(limit=options.limit))),
+        _part(services.captions(picture, blip_options)),
+        _part(services.detections(picture, YoloOptions(conf=options.conf))),
     )
     failed = {
         name: result
@@ -119,15 +108,22 @@ async def _all(picture: Received, options: AllOptions, services: Services, start
     }
     if len(failed) == 3:
         raise failed["clip"]
-    timings_ms["total"] = _ms_since(started)
+    info = await services.info(picture)
     return AnalyzeAll(
         clip=None if isinstance(clip, VisionError) else clip,
         blip=None if isinstance(blip, VisionError) else blip[: options.limit],
         yolo=None if isinstance(yolo, VisionError) else yolo,
-        image=picture.info,
+        image=info,
         errors={name: problem_of(error) for name, error in failed.items()},
-        timings_ms=timings_ms,
+        timings_ms=picture.timings_ms | {"total": _ms_since(started)},
     )
+
+
+async def _part(work: Awaitable[T]) -> T | VisionError:
+    try:
+        return await work
+    except VisionError as error:
+        return error
 
 
 def _ms_since(started: float) -> float:

@@ -41,7 +41,8 @@ def create_app(
     """The app; tests pass their own `services` and `fetcher`."""
     limits = ImageLimits.from_settings(settings)
     decoder = Decoder(limits, workers=settings.decoders, budget_bytes=settings.decode_memory_bytes)
-    services = services or Services.from_settings(settings)
+    registry = CollectorRegistry()
+    services = services or Services.from_settings(settings, registry)
     fetcher = fetcher or Fetcher(
         settings.fetch_policy, max_bytes=settings.max_image_bytes, timeout_s=settings.fetch_timeout_s
     )
@@ -62,7 +63,7 @@ def create_app(
         description=_DESCRIPTION,
         lifespan=lifespan,
         readiness=lambda: ServiceStatus(status="ok"),
-        registry=CollectorRegistry(),
+        registry=registry,
         serve_metrics=False,  # the metrics are not for the public
     )
     capacity = settings.capacity

@@ -38,7 +38,7 @@ class HealthView:
     async def _ask(self) -> Health:
         statuses = await asyncio.gather(*(peer.status() for peer in self._peers.values()))
         services: dict[str, ServiceStatus] = {
-            name: status.model_copy(update={"circuit": peer.breaker})
+            name: status.model_copy(update={"circuit": peer.breaker, "instance": None})
             for (name, peer), status in zip(self._peers.items(), statuses, strict=True)
         }
         working = sum(status.status == "ok" for status in services.values())

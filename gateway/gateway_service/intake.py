@@ -1,7 +1,12 @@
-"""From a URL or an upload to the one working picture that every service gets: fetched once, decoded once."""
+"""From a URL or an upload to the one working picture that every service gets: fetched once, decoded at most once."""
 
+import asyncio
+import hashlib
 import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from fastapi import UploadFile
 
@@ -12,17 +17,18 @@ from visionstack.inflight import hold
 from visionstack.schemas import Detection, ImageInfo
 
 _WORKING_SIZE = WorkingSize()
+# Hashing more than this would hold up the event loop for a millisecond or two.
+_HASHED_AT_ONCE = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
-    """A decoded picture: what the caller is told of it, and the pixels as the services get them."""
+class Decoded:
+    """What the caller is told of a picture, and its pixels as the services get them."""
 
     info: ImageInfo
     ppm: bytes = field(repr=False)
     width: int
     height: int
-    timings_ms: dict[str, float]
 
     def in_original_pixels(self, detection: Detection) -> Detection:
         """The same box on the picture as it was sent, upright and inside its borders."""
@@ -37,6 +43,51 @@ class Received:
         return detection.model_copy(update={"bbox": bbox})
 
 
+class Received:
+    """A picture as it came in. It is decoded when somebody first needs its pixels: a kept answer needs none."""
+
+    def __init__(
+        self, data: bytes, decode: Callable[[bytes], Coroutine[Any, Any, Decoded]], timings_ms: dict[str, float]
+    ) -> None:
+        self.timings_ms = timings_ms
+        self._data = data
+        self._decode = decode
+        self._hashing = asyncio.Lock()
+        self._digest: bytes | None = None
+        self._decoding: asyncio.Task[Decoded] | None = None
+
+    async def digest(self) -> bytes:
+        """SHA-256 of the bytes as they came; whoever wants it asks before anybody asks for the pixels."""
+        async with self._hashing:
+            if self._digest is None:
+                hashing = hashlib.sha256
+                large = len(self._data) > _HASHED_AT_ONCE
+                self._digest = (await asyncio.to_thread(hashing, self._data) if large else hashing(self._data)).digest()
+        return self._digest
+
+    async def decoded(self) -> Decoded:
+        """Raises what `Decoder.decode` raises, to everybody who asks."""
+        if self._decoding is None:
+            self._decoding = asyncio.create_task(self._timed_decode())
+            # asked for its exception, lest asyncio complains where all who asked have left
+            self._decoding.add_done_callback(lambda task: task.cancelled() or task.exception())
+        # one who leaves does not take it from the others
+        return await asyncio.shield(self._decoding)
+
+    async def _timed_decode(self) -> Decoded:
+        with self.timed("decode"):
+            data, self._data = self._data, b""  # nobody needs them any more
+            return await self._decode(data)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings_ms[name] = _ms_since(started)
+
+
 class Intake:
     """Both ways into the stack end here."""
 
@@ -48,23 +99,21 @@ class Intake:
     async def from_url(self, url: str) -> Received:
         started = time.perf_counter()
         data = await self._fetcher.fetch(url)
-        return await self._decode(data, {"fetch": _ms_since(started)})
+        return Received(data, self._decode, {"fetch": _ms_since(started)})
 
     async def from_upload(self, file: UploadFile) -> Received:
         # one byte more than allowed is enough for the decoder to refuse it by name of the limit
-        return await self._decode(await file.read(self._max_image_bytes + 1), {})
+        return Received(await file.read(self._max_image_bytes + 1), self._decode, {})
 
-    async def _decode(self, data: bytes, timings_ms: dict[str, float]) -> Received:
-        started = time.perf_counter()
+    async def _decode(self, data: bytes) -> Decoded:
         picture = await self._decoder.decode(data, working_size=_WORKING_SIZE)
         height, width, _ = picture.pixels.shape
         hold(picture.pixels.nbytes)
-        return Received(
+        return Decoded(
             info=ImageInfo(width=picture.width, height=picture.height, format=picture.format),
             ppm=to_ppm(picture.pixels),
             width=width,
             height=height,
-            timings_ms=timings_ms | {"decode": _ms_since(started)},
         )
 
 

@@ -60,6 +60,8 @@ class GatewaySettings(ImageSettings):
     decode_workers: int = Field(0, ge=0, le=256)
     # 0: a quarter of the memory that the container or the machine has
     decode_memory_bytes: int = Field(0, ge=0)
+    # 0: none are kept
+    result_cache_bytes: int = Field(64 * MiB, ge=0)
     receive_timeout_s: float = Field(30.0, gt=0, le=3600)
     max_json_bytes: int = Field(8 * MiB, ge=1024)
     batch_timeout_s: float = Field(120.0, gt=0, le=3600)

@@ -100,7 +100,9 @@ class VectorStore:
         form = {"id": str(uuid4() if id is None else id), "collection": collection}
         if metadata is not None:
             form["metadata_json"] = json_bytes(metadata).decode()
-        return checked(_UPSERTED, await self._peer.post("/upsert/file", files=_file(picture), data=form), "qdrant")
+        return checked(
+            _UPSERTED, await self._peer.post("/upsert/file", files=await _file(picture), data=form), "qdrant"
+        )
 
     async def upsert_vector(self, body: UpsertVectorRequest) -> Upserted:
         with_id = body if body.id is not None else body.model_copy(update={"id": str(uuid4())})
@@ -112,7 +114,7 @@ class VectorStore:
             form["score_threshold"] = repr(fields.score_threshold)
         if fields.filter_metadata is not None:
             form["filter_metadata"] = json_bytes(fields.filter_metadata).decode()
-        return checked(_HITS, await self._peer.post("/search/file", files=_file(picture), data=form), "qdrant")
+        return checked(_HITS, await self._peer.post("/search/file", files=await _file(picture), data=form), "qdrant")
 
     async def search(self, path: str, body: SearchVectorRequest | SearchTextRequest) -> list[Hit]:
         return checked(_HITS, await self._peer.post(path, json=body.model_dump()), "qdrant")
@@ -141,8 +143,8 @@ class VectorStore:
         return checked(_COLLECTION_DELETED, reply.body, "qdrant")
 
 
-def _file(picture: Received) -> dict[str, tuple[str, bytes, str]]:
-    return {"file": ("picture.ppm", picture.ppm, PPM_TYPE)}
+async def _file(picture: Received) -> dict[str, tuple[str, bytes, str]]:
+    return {"file": ("picture.ppm", (await picture.decoded()).ppm, PPM_TYPE)}
 
 
 def vectors_routers(
