@@ -1,5 +1,6 @@
 """Repeated requests: a kept answer is the one that would be given, and costs neither a model nor a decoding."""
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -13,12 +14,15 @@ from prometheus_client import CollectorRegistry
 
 from gateway_process import gateway
 from gateway_service.app import create_app
+from gateway_service.intake import Decoded, Received
 from gateway_service.results import Kept, Key, ResultCache
 from gateway_service.services import Services
 from gateway_service.settings import GatewaySettings
 from local_stack import Stack
 from scenes import webp
+from visionstack.inflight import Capacity
 from visionstack.peers import Peer
+from visionstack.schemas import ImageInfo
 
 pytestmark = pytest.mark.anyio
 
@@ -208,6 +212,41 @@ async def test_zero_bytes_keep_nothing() -> None:
         for _ in range(2):
             await ask(client, "/analyze/all/file", webp(1))
     assert backends.asked == {"clip": 2, "blip": 2, "yolo": 2}
+
+
+async def test_a_picture_is_decoded_once_for_all_and_for_nobody_once_all_have_left() -> None:
+    calls, ended = 0, 0
+    go_on = asyncio.Event()
+
+    async def decode(data: bytes) -> Decoded:
+        nonlocal calls, ended
+        calls += 1
+        try:
+            await go_on.wait()
+        finally:
+            ended += 1
+        return Decoded(ImageInfo(width=1, height=1, format=data.decode()), b"1234", 1, 1)
+
+    capacity = Capacity(max_requests=1, max_bytes=100)
+    with capacity.admit(timeout_s=60):
+        picture = Received(b"png", decode, {})
+        first, second = (asyncio.create_task(picture.decoded()) for _ in range(2))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert (calls, ended) == (1, 0)  # the second one waits
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        await asyncio.sleep(0)
+        assert (calls, ended) == (1, 1)
+        go_on.set()
+        both = await asyncio.gather(picture.decoded(), picture.decoded())
+        assert both[0] is both[1]
+        assert (both[0].info.format, calls, capacity.bytes) == ("png", 2, 4)
+    assert capacity.bytes == 0
 
 
 def test_real_services_work_once_and_anew_after_a_restart(stack: Stack) -> None:

@@ -55,6 +55,8 @@ class Received:
         self._hashing = asyncio.Lock()
         self._digest: bytes | None = None
         self._decoding: asyncio.Task[Decoded] | None = None
+        self._waiting = 0
+        self._held = False
 
     async def digest(self) -> bytes:
         """SHA-256 of the bytes as they came; whoever wants it asks before anybody asks for the pixels."""
@@ -66,18 +68,28 @@ class Received:
         return self._digest
 
     async def decoded(self) -> Decoded:
-        """Raises what `Decoder.decode` raises, to everybody who asks."""
+        """Raises what `Decoder.decode` raises, and `Overloaded` where the server can hold no more pixels."""
         if self._decoding is None:
             self._decoding = asyncio.create_task(self._timed_decode())
-            # asked for its exception, lest asyncio complains where all who asked have left
-            self._decoding.add_done_callback(lambda task: task.cancelled() or task.exception())
-        # one who leaves does not take it from the others
-        return await asyncio.shield(self._decoding)
+        decoding = self._decoding
+        self._waiting += 1
+        try:
+            decoded = await asyncio.shield(decoding)  # one who leaves does not take it from the others
+        finally:
+            self._waiting -= 1
+            if not self._waiting and not decoding.done():
+                decoding.cancel()
+                self._decoding = None
+        if not self._held:  # here and not in the task, which may end after the request
+            hold(len(decoded.ppm))
+            self._held = True
+        return decoded
 
     async def _timed_decode(self) -> Decoded:
         with self.timed("decode"):
-            data, self._data = self._data, b""  # nobody needs them any more
-            return await self._decode(data)
+            decoded = await self._decode(self._data)
+        self._data = b""  # nobody needs them any more
+        return decoded
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -108,7 +120,6 @@ class Intake:
     async def _decode(self, data: bytes) -> Decoded:
         picture = await self._decoder.decode(data, working_size=_WORKING_SIZE)
         height, width, _ = picture.pixels.shape
-        hold(picture.pixels.nbytes)
         return Decoded(
             info=ImageInfo(width=picture.width, height=picture.height, format=picture.format),
             ppm=to_ppm(picture.pixels),
