@@ -226,6 +226,13 @@ def test_bf16_finds_what_fp32_finds_with_the_bundled_detector() -> None:
     assert np.median(differences) < 0.01
 
 
+def test_auto_is_fp32_where_the_hardware_has_bf16_too(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visionstack.device._cpu_multiplies_bf16", lambda: True)
+    assert make_model(checkpoints("yolo11n"), precision="auto").load().precision == "fp32"
+
+
 def test_a_network_without_exact_decoding_stays_in_fp32(checkpoints: Checkpoints) -> None:
     assert make_model(checkpoints("rtdetr"), precision="bf16").load().precision == "fp32"
 
