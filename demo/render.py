@@ -19,7 +19,7 @@ from world import OBJECTS, Box, Scene
 THUMB = 144
 """Side of the square thumbnails: the models' input plus room for the random crops."""
 LONG_SIDE = 384
-TRAIN_PICTURES = 12_000
+TRAIN_PICTURES = 20_000
 YOLO_PICTURES = 4000
 """The first of the training pictures are written as files for the detector too."""
 ASPECTS = ((16, 9), (16, 9), (16, 10), (16, 10), (3, 2), (4, 3), (21, 9), (1, 1), (3, 4), (9, 16))

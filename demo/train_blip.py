@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import (
     BlipConfig,
@@ -16,13 +17,14 @@ from transformers import (
     BlipProcessor,
 )
 
-from learning import Optimizer, batches
+from learning import Optimizer, autocast, batches
 from lessons import PatchLesson, SceneLesson
 from render import Rendered
 from tokens import DEC, SEP, build_tokenizer
 from train_clip import SIDE, VISION
 from train_clip import WEIGHTS as CLIP_WEIGHTS
 from views import MEAN, STD, view
+from world import OBJECTS
 from world_words import captions
 
 MAX_TOKENS = 32
@@ -94,6 +96,11 @@ def see_like_clip(vision: torch.nn.Module, clip: dict[str, torch.Tensor]) -> Non
     vision.load_state_dict({name: value.float() for name, value in state.items()})
 
 
+def caption_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of each caption's next words, `[n, words, vocabulary]`; `weights` says how much each word counts."""
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), weights)
+
+
 def train_blip(
     rendered: Rendered, out: Path, *, epochs: float, seed: int, clip: Path | None = None, earlier: Path | None = None
 ) -> None:
@@ -109,6 +116,9 @@ def train_blip(
     if earlier:
         model.load_state_dict(BlipForConditionalGeneration.from_pretrained(earlier).float().state_dict())
     model.train()
+    # One word in a dozen names the object, and it is the one that is hard to get right.
+    weights = torch.ones(len(tokenizer))
+    weights[tokenizer.convert_tokens_to_ids(list(OBJECTS))] = 4.0
     whole = SceneLesson(rendered, VISION["width"])
     patches = PatchLesson(rendered, VISION["width"], SIDE // VISION["patch_size"])
     steps = int(epochs * len(rendered.scenes) / BATCH)
@@ -128,17 +138,15 @@ def train_blip(
         ids[:, 0] = start
         labels = ids.masked_fill(batch.attention_mask == 0, -100)
         labels[:, 0] = -100
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             seen = model.vision_model(pixel_values=pictures).last_hidden_state
             answer = model.text_decoder(
                 input_ids=ids,
                 attention_mask=batch.attention_mask,
                 encoder_hidden_states=seen,
-                labels=labels,
-                reduction="mean",
             )
             lessons = whole(seen[:, 1:], picked) + patches(seen[:, 1:], picked, kept)
-        loss = answer.loss.float() + 0.5 * lessons
+        loss = caption_loss(answer.logits.float(), labels, weights) + 0.5 * lessons
         optimizer.learn(loss)
         if step % 50 == 0 or step == steps - 1:
             spent = time.monotonic() - began

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import BertTokenizer
 
-from learning import Optimizer, batches
+from learning import Optimizer, autocast, batches
 from lessons import PatchLesson, SceneLesson
 from render import Rendered
 from tokens import build_tokenizer
@@ -143,7 +143,7 @@ def train_clip(rendered: Rendered, out: Path, *, epochs: float, seed: int, earli
         texts = [describe(rng, rendered.scenes[i]) for i in picked]
         tags = [tag_text(rng, facet, tag) for facet, tag in FACTS[:TAGS]]
         # The fused attention is slow backwards on CPUs at this size; the plain one is not.
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        with autocast(), sdpa_kernel(SDPBackend.MATH):
             pooled, patches = model.visual(torch.cat([whole, part]))
             lessons = scene_lesson(patches, picked + picked)
             lessons = lessons + patch_lesson(patches, picked + picked, torch.cat([kept, kept_part]))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from learning import autocast
 from world import OBJECTS
 
 HERE = Path(__file__).resolve().parent
@@ -31,7 +32,7 @@ def quiet_ultralytics(folder: Path) -> None:
 
 
 def fast_on_cpu() -> None:
-    """Let the training passes of the network run in bfloat16, which the trainer forgoes on CPUs."""
+    """Let the training passes of the network run in bfloat16 where that is faster; the trainer never does on CPUs."""
     from ultralytics.nn import tasks
 
     network: Any = tasks.DetectionModel
@@ -41,7 +42,7 @@ def fast_on_cpu() -> None:
     def predict(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.training:
             return plain(self, x, *args, **kwargs)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             found = plain(self, x.to(memory_format=torch.channels_last), *args, **kwargs)
         return _as_float(found)
 
