@@ -11,7 +11,6 @@ import torch
 
 from visionstack.device import choose_precision
 
-PEAK_RATE = 1e-3
 WARM_UP_STEPS = 60
 
 
@@ -38,7 +37,7 @@ class Optimizer:
     Each module comes with the share of the common learning rate it takes.
     """
 
-    def __init__(self, modules: list[tuple[torch.nn.Module, float]], steps: int) -> None:
+    def __init__(self, modules: list[tuple[torch.nn.Module, float]], steps: int, *, peak_rate: float = 1e-3) -> None:
         groups: list[dict[str, Any]] = []
         self.parameters: list[torch.nn.Parameter] = []
         for module, share in modules:
@@ -50,15 +49,15 @@ class Optimizer:
             groups.append({"params": heavy, "weight_decay": 0.05, "share": share})
             groups.append({"params": light, "weight_decay": 0.0, "share": share})
             self.parameters += [*heavy, *light]
-        self.steps, self.step_number = steps, 0
-        self.adam = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98))
+        self.steps, self.step_number, self.peak_rate = steps, 0, peak_rate
+        self.adam = torch.optim.AdamW(groups, lr=peak_rate, betas=(0.9, 0.98))
 
     def learn(self, loss: torch.Tensor) -> None:
         """One step down the gradient of `loss`."""
         warm = min(1.0, (self.step_number + 1) / WARM_UP_STEPS)
         decay = 0.5 * (1 + math.cos(math.pi * self.step_number / self.steps))
         for group in self.adam.param_groups:
-            group["lr"] = PEAK_RATE * group["share"] * warm * (0.02 + 0.98 * decay)
+            group["lr"] = self.peak_rate * group["share"] * warm * (0.02 + 0.98 * decay)
         self.adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)

@@ -36,10 +36,13 @@ def note_time(work: Path, name: str, seconds: float) -> None:
     (folder / f"{name}.txt").write_text(f"{seconds:.0f}\n")
 
 
-def noted_times(work: Path) -> dict[str, float]:
+def noted_times(work: Path) -> dict[str, float] | None:
+    """What was noted of each step, or None where not all of them were run in this folder."""
     steps = ("drawing", *EPOCHS, "measuring")
     files = {step: work / "times" / f"{step}.txt" for step in steps}
-    return {step: float(file.read_text()) for step, file in files.items() if file.exists()}
+    if not all(file.exists() for file in files.values()):
+        return None
+    return {step: float(file.read_text()) for step, file in files.items()}
 
 
 def processor_seconds() -> float:

@@ -28,7 +28,7 @@ from world import OBJECTS
 from world_words import captions
 
 MAX_TOKENS = 32
-BATCH = 128
+BATCH = 64
 
 
 def model_config(vocabulary: int, start: int, stop: int) -> BlipConfig:
@@ -97,7 +97,7 @@ def see_like_clip(vision: torch.nn.Module, clip: dict[str, torch.Tensor]) -> Non
 
 
 def caption_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of each caption's next words, `[n, words, vocabulary]`; `weights` says how much each word counts."""
+    """Cross entropy of the next words, `[n, words, vocabulary]`; `weights` says how much each word counts."""
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), weights)
 
 
@@ -128,7 +128,7 @@ def train_blip(
         (whole, 1.0),
         (patches, 1.0),
     ]
-    optimizer = Optimizer(modules, steps)
+    optimizer = Optimizer(modules, steps, peak_rate=6e-4 if earlier else 1e-3)
     began = time.monotonic()
     for step, picked in enumerate(batches(len(rendered.scenes), BATCH, steps, seed)):
         pictures, kept = view(rendered.thumbs[picked], SIDE, 0.85, draws)
