@@ -14,7 +14,7 @@ MAX_BATCH_ITEMS = 100
 
 CollectionName = Annotated[
     str,
-    StringConstraints(pattern=r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,63}\z"),
+    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"),
     Field(description="Letters, digits, `_` and `-`; at most 64.", examples=["images"]),
 ]
 Limit = Annotated[int, Field(ge=1, le=100, description="At most so many items.")]
@@ -34,7 +34,7 @@ ImageUrl = Annotated[
     Field(description="Public http or https address of an image.", examples=["https://example.com/picture.webp"]),
 ]
 PointId = Annotated[
-    Annotated[StrictInt, Field(ge=0, le=2**64 - 1)] | StrictStr,
+    Annotated[StrictInt, Field(ge=0, lt=2**64)] | StrictStr,
     Field(
         description="Unsigned 64-bit integer or UUID: kept. Any other text: replaced by a UUID derived from it.",
         examples=["img-001"],
@@ -67,6 +67,12 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class JsonRequest(Request):
+    """A JSON body: a number is no text and no truth value there, as it may be in a form."""
+
+    model_config = ConfigDict(strict=True)
+
+
 class Answer(BaseModel):
     """Answers tolerate fields that a newer service adds."""
 
@@ -97,19 +103,19 @@ class AllOptions(Request):
     conf: Confidence = 0.25
 
 
-class ClipUrlRequest(ClipOptions):
+class ClipUrlRequest(ClipOptions, JsonRequest):
     url: ImageUrl
 
 
-class BlipUrlRequest(BlipOptions):
+class BlipUrlRequest(BlipOptions, JsonRequest):
     url: ImageUrl
 
 
-class YoloUrlRequest(YoloOptions):
+class YoloUrlRequest(YoloOptions, JsonRequest):
     url: ImageUrl
 
 
-class AllUrlRequest(AllOptions):
+class AllUrlRequest(AllOptions, JsonRequest):
     url: ImageUrl
 
 
@@ -165,7 +171,7 @@ class AnalyzeAll(Answer):
 # --- vectors ------------------------------------------------------------------------------------------------------
 
 
-class PointFields(Request):
+class PointFields(JsonRequest):
     """What a caller says about a point, however its vector comes."""
 
     id: PointId | None = None
@@ -192,38 +198,38 @@ class UpsertVectorRequest(PointFields):
     vector: Vector
 
 
-class BatchItem(Request):
+class BatchItem(JsonRequest):
     url: ImageUrl
     id: PointId | None = None
     metadata: Metadata | None = None
 
 
-class UpsertBatchRequest(Request):
+class UpsertBatchRequest(JsonRequest):
     items: list[BatchItem] = Field(min_length=1, max_length=MAX_BATCH_ITEMS)
     collection: CollectionName = DEFAULT_COLLECTION
 
 
-class SearchUrlRequest(SearchFields):
+class SearchUrlRequest(SearchFields, JsonRequest):
     url: ImageUrl
 
 
-class SearchVectorRequest(SearchFields):
+class SearchVectorRequest(SearchFields, JsonRequest):
     vector: Vector
 
 
-class SearchTextRequest(SearchFields):
+class SearchTextRequest(SearchFields, JsonRequest):
     text: SearchText
 
 
-class EmbedUrlRequest(Request):
+class EmbedUrlRequest(JsonRequest):
     url: ImageUrl
 
 
-class EmbedTextRequest(Request):
+class EmbedTextRequest(JsonRequest):
     text: SearchText
 
 
-class DeletePointsRequest(Request):
+class DeletePointsRequest(JsonRequest):
     ids: list[PointId] = Field(min_length=1, max_length=10_000, description="Point ids or original ids.")
     collection: CollectionName = DEFAULT_COLLECTION
 
@@ -231,7 +237,7 @@ class DeletePointsRequest(Request):
 Distance = Literal["cosine", "dot", "euclid", "manhattan"]
 
 
-class CreateCollectionRequest(Request):
+class CreateCollectionRequest(JsonRequest):
     name: CollectionName
     vector_dim: int | None = Field(None, ge=1, le=65536, description="Default: CLIP's dimension.")
     distance: Distance = "cosine"

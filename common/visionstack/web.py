@@ -18,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from . import __version__
@@ -139,17 +140,30 @@ def _add_error_handlers(app: FastAPI) -> None:
         assert isinstance(exc, RequestValidationError)
         return problem_response(_invalid_request(exc.errors()))
 
-    async def on_http_exception(_: Request, exc: Exception) -> Response:
+    async def on_http_exception(request: Request, exc: Exception) -> Response:
         assert isinstance(exc, HTTPException)
         error = _from_http_exception(exc)
         response = problem_response(error)
         for name, value in (exc.headers or {}).items():
             response.headers[name] = value
+        if isinstance(error, MethodNotAllowed):  # Starlette names only those of the first route with this path
+            response.headers["Allow"] = ", ".join(_methods_of_all_routes(request))
         return response
 
     app.add_exception_handler(VisionError, on_vision_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(HTTPException, on_http_exception)
+
+
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+
+
+def _methods_of_all_routes(request: Request) -> list[str]:
+    def answered(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] == Match.FULL for route in request.app.routes)
+
+    return [method for method in _METHODS if answered(method)]
 
 
 def _log_error(error: VisionError) -> None:

@@ -31,7 +31,7 @@ def _json_object(value: Any) -> Any:
         raise ValueError("is not valid JSON, or nests too deep") from None
 
 
-JsonMetadata = Annotated[Metadata, BeforeValidator(_json_object)]
+JsonMetadata = Annotated[Metadata, BeforeValidator(_json_object, json_schema_input_type=str)]
 ImageFile = Annotated[UploadFile, Field(description="The image; its format is recognised by its content.")]
 
 

@@ -88,7 +88,7 @@ def _json_object(value: Any) -> Any:
         raise ValueError("is not valid JSON, or nests too deep") from None
 
 
-JsonForm = Annotated[Metadata | None, BeforeValidator(_json_object), Form()]
+JsonForm = Annotated[Metadata | None, BeforeValidator(_json_object, json_schema_input_type=str), Form()]
 
 
 def _end_process() -> None:
