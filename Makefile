@@ -25,7 +25,7 @@ security: install ## the tests behind docs/security.md in their long form, about
 e2e: install ## build the images and test them as containers, with Docker (ARGS="-k name" for some)
 	$(python) -m pytest tests/e2e -v -rs $(ARGS)
 
-bench: install ## measure against bare models and peers; writes docs/performance.md (ARGS=--quick for ten minutes)
+bench: install ## measure against bare models and peers; writes docs/performance.md (ARGS=--quick for a first look)
 	PYTHONPATH=tools $(python) bench/run.py $(ARGS)
 
 check: install ## style, types, locks and documentation, changing nothing

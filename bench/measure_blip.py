@@ -45,7 +45,7 @@ def measure(session: Session) -> Part:
 
 def _service(session: Session, part: Part, blip: Server, variants: int, in_flight: int) -> None:
     target = {"url": f"{blip.url}/analyze?variants={variants}&max_length={_TOKENS}"}
-    count = session.choose(6, 2) if in_flight == 1 else 2 * in_flight
+    count = session.choose(6, 2) if in_flight == 1 else session.choose(2, 1) * in_flight
     found = session.closed(target, _PICTURE, in_flight, count)
     captions = json.loads(found["answer"])
     if len(captions) != variants:

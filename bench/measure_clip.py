@@ -11,7 +11,9 @@ from visionstack.device import available_cores
 
 _PICTURE = {"width": 224, "height": 224}
 # in flight, and requests (full, quick)
-LEVELS = {32: (96, 32), 8: (48, 16), 1: (24, 6)}
+LEVELS = {32: (64, 32), 8: (32, 16), 1: (16, 6)}
+# every peer is started once and measured where it matters: when crowded, and alone
+_PEER_LEVELS = (32, 1)
 _BARE = ("torch", "own")
 
 
@@ -33,7 +35,7 @@ def measure(session: Session) -> Part:
             for name, call in [
                 ("clip service", partial(_serve, session, part, "service", clip, in_flight)),
                 *((f"bare {kind}", partial(_bare, session, part, bare, kind, in_flight)) for kind in _BARE),
-                *((peer.name, partial(_peer, session, part, peer, in_flight)) for peer in peers),
+                *((p.name, partial(_peer, session, part, p, in_flight)) for p in peers if in_flight in _PEER_LEVELS),
             ]
         ])  # fmt: skip
     return part

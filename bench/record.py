@@ -24,12 +24,19 @@ class Record:
     @classmethod
     def open(cls, path: Path, header: Mapping[str, Any]) -> "Record":
         """The run in the file if it is this one, else an empty one; the file changes with `put` only."""
-        record = cls(path, header)
         if path.exists():
-            found = json.loads(path.read_text())
-            begun = min((part["began"] for part in found["parts"].values()), default=0)
-            if found["header"] == record.header and time.time() - begun < _LONGEST_S:
-                record.parts = found["parts"]
+            found = cls.of_file(path)
+            begun = min((part["began"] for part in found.parts.values()), default=0)
+            if found.header == dict(header) and time.time() - begun < _LONGEST_S:
+                return found
+        return cls(path, header)
+
+    @classmethod
+    def of_file(cls, path: Path) -> "Record":
+        """The run in the file, whichever it is. Raises `OSError` where there is none."""
+        found = json.loads(path.read_text())
+        record = cls(path, found["header"])
+        record.parts = found["parts"]
         return record
 
     def put(self, name: str, part: Mapping[str, Any]) -> None:

@@ -52,15 +52,22 @@ _HOUR_TARGETS = (12,)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions and sizes: about ten minutes")
+    parser.add_argument("--quick", action="store_true", help="one repetition and fewer sizes: a quarter of an hour")
     parser.add_argument("--only", action="append", choices=PARTS, metavar="PART", help=f"one of {', '.join(PARTS)}")
-    parser.add_argument("--report", action="store_true", help="measure nothing; write the report of what there is")
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="measure nothing; write the last run's report anew, for a reason that was added",
+    )
     chosen = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     wanted = [name for name in PARTS if not (chosen.quick and name in NOT_IN_QUICK)]
-    record = Record.open(DATA / ("quick.json" if chosen.quick else "run.json"), describe() | {"quick": chosen.quick})
-    if not chosen.report:
+    path = DATA / ("quick.json" if chosen.quick else "run.json")
+    if chosen.report:
+        record = Record.of_file(path)
+    else:
+        record = Record.open(path, describe() | {"quick": chosen.quick})
         _measure(record, chosen.only or wanted, quick=chosen.quick)
     targets = [target for target in TARGETS if not (chosen.quick and target.number in _HOUR_TARGETS)]
     return _conclude(record, targets, [name for name in wanted if name not in record.parts], quick=chosen.quick)
@@ -95,7 +102,7 @@ def _conclude(record: Record, targets: Sequence[Target], lacking: Sequence[str],
     for peer, reason in record.missing.items():
         print(f"PEER MISSING: {peer}: {reason}")
     if quick:
-        print("This was a quick run: fewer repetitions and sizes, no hour of load; docs/performance.md stays as it is.")
+        print("This was a quick run: one repetition, fewer sizes, no hour of load; docs/performance.md stays as it is.")
     elif lacking:
         print(f"Not measured in this run yet: {', '.join(lacking)}. docs/performance.md is written when they are.")
     else:

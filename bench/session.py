@@ -37,7 +37,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """`quick` asks for fewer repetitions and sizes."""
+    """`quick` asks for one repetition and fewer requests and sizes."""
 
     quick: bool
     weights: Weights
@@ -46,7 +46,7 @@ class Session:
 
     @property
     def repetitions(self) -> int:
-        return 2 if self.quick else 3
+        return 1 if self.quick else 3
 
     @property
     def clip_settings(self) -> dict[str, str]:
