@@ -33,7 +33,7 @@ def measure(session: Session) -> Part:
             (f"{name}, {in_flight} in flight", call)
             for in_flight in LEVELS
             for name, call in [
-                ("clip service", partial(_serve, session, part, "service", clip, in_flight)),
+                ("clip service", partial(_serve, session, part, clip, in_flight)),
                 *((f"bare {kind}", partial(_bare, session, part, bare, kind, in_flight)) for kind in _BARE),
                 *((p.name, partial(_peer, session, part, p, in_flight)) for p in peers if in_flight in _PEER_LEVELS),
             ]
@@ -58,9 +58,9 @@ def _start_peers(session: Session, part: Part, stack: ExitStack, precision: str)
     return peers
 
 
-def _serve(session: Session, part: Part, name: str, clip: Server, in_flight: int) -> None:
+def _serve(session: Session, part: Part, clip: Server, in_flight: int) -> None:
     target = {"url": f"{clip.url}/embed"}
-    part.add_load(f"clip.{name}.{in_flight}", _closed(session, target, in_flight))
+    part.add_load(f"clip.service.{in_flight}", _closed(session, target, in_flight))
 
 
 def _peer(session: Session, part: Part, peer: Peer, in_flight: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import run
+from clip_peers import PEERS
 from figures import (
     Figure,
     NotMeasured,
@@ -139,8 +140,16 @@ def pattern_of(argument: ast.expr) -> str:
         return re.escape(str(argument.value))
     assert isinstance(argument, ast.JoinedStr), ast.unparse(argument)
     return "".join(
-        re.escape(str(part.value)) if isinstance(part, ast.Constant) else r"[\w -]+" for part in argument.values
+        re.escape(str(part.value)) if isinstance(part, ast.Constant) else pattern_of_name(part)
+        for part in argument.values
     )
+
+
+def pattern_of_name(part: ast.expr) -> str:
+    assert isinstance(part, ast.FormattedValue)
+    if ast.unparse(part.value) == "peer.name":
+        return "(" + "|".join(re.escape(name) for name, _ in PEERS) + ")"
+    return r"[\w-]+"
 
 
 class TestRecord:
