@@ -16,7 +16,7 @@ def measure(session: Session) -> Part:
         ways = {"direct": stack.direct("clip", "/analyze"), "gateway": stack.upload("/analyze/clip/file")}
         in_turn(session.repetitions, [
             (f"{name}, {in_flight} in flight", partial(_measure, session, part, name, target, in_flight, count))
-            for in_flight, count in ((16, session.choose(64, 16)), (1, session.choose(30, 8)))
+            for in_flight, count in ((8, session.choose(64, 16)), (1, session.choose(30, 8)))
             for name, target in ways.items()
         ])  # fmt: skip
     return part

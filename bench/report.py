@@ -222,7 +222,7 @@ def _blip(samples: Samples, facts: Mapping[str, Any]) -> str:
 def _stack(samples: Samples, facts: Mapping[str, Mapping[str, Any]]) -> str:
     gateway = [
         (f"{name}, {in_flight} in flight", *_row(samples, f"gateway.{name}.{in_flight}"))
-        for in_flight in (16, 1)
+        for in_flight in (8, 1)
         for name in ("direct", "gateway")
     ]
     everything = [(f"/analyze/{name}", *_row(samples, f"all.{name}")) for name in ("all", *MODELS)]

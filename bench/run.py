@@ -28,6 +28,7 @@ from processes import DATA, ROOT
 from record import Record
 from report import report, summary
 from session import Part, Session, open_session, say
+from supervisor import StartFailed
 from targets import TARGETS, Target, exit_status, judge
 from weights import make_weights
 
@@ -80,7 +81,12 @@ def _measure(record: Record, names: Sequence[str], *, quick: bool) -> None:
         for name in names:
             clock, began = Clock.now(), time.time()
             say(f"{name} (load average {clock.load_average:.2f})")
-            part = PARTS[name](session)
+            try:
+                part = PARTS[name](session)
+            # a refusal, or a process that ended: the other parts are still worth measuring
+            except (RuntimeError, StartFailed, TimeoutError) as exc:
+                say(f"FAILED, so that its targets are missed: {name}: {exc}")
+                continue
             others = clock.others_since()
             record.put(name, {
                 "began": began,

@@ -205,7 +205,7 @@ def complete_record(path: Path) -> Record:
     loads = [f"clip.{name}.{n}" for name in ("service", "bare-torch", "bare-own", "LitServe") for n in (1, 8, 32)]
     loads += ["yolo.service", "yolo.service.1", "yolo.bare-torch", "yolo.bare-own", "yolo.predict"]
     loads += ["blip.service.1x1", "blip.service.3x1", "blip.service.1x4", "blip.generate.1", "blip.generate.3"]
-    loads += [f"gateway.{way}.{n}" for way in ("gateway", "direct") for n in (1, 16)]
+    loads += [f"gateway.{way}.{n}" for way in ("gateway", "direct") for n in (1, 8)]
     loads += [f"all.{path}" for path in ("all", "clip", "blip", "yolo")]
     loads += [f"shared.{name}.{how}" for name in ("clip", "blip", "yolo") for how in ("alone", "together")]
     loads += [f"vectors.{points}.written" for points in (1000, 10_000, 100_000)]
