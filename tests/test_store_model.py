@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import hypothesis
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -50,11 +50,12 @@ IDS = st.tuples(st.sampled_from(SPELLINGS), st.randoms(use_true_random=False)).m
 NUMBERS = st.sampled_from([-3, 0, 1, 1.0, 2, 0.5, -1.5, 2**53 + 1, 2**60, 0.1 + 0.2])
 SCALARS = NUMBERS | st.booleans() | st.none() | st.sampled_from(["x", "y", "1", "true", ""])
 VALUES = SCALARS | st.lists(SCALARS, max_size=3)
+WORDS = st.sampled_from(["x", "y", "z"])
 METADATA = st.fixed_dictionaries(
-    {},
+    # few values in every point, so that filters find something
+    {"word": WORDS, "flag": st.booleans(), "n": NUMBERS},
     optional={
         "a": VALUES,
-        "n": NUMBERS,
         "deep": st.fixed_dictionaries({"b": VALUES}, optional={"c": st.fixed_dictionaries({"d": VALUES})}),
         "deep.b": VALUES,  # a key with a dot is not a path
         "odd key": VALUES,
@@ -62,10 +63,16 @@ METADATA = st.fixed_dictionaries(
 )
 BOUNDS = st.sampled_from([-2, 0, 1, 1.5, 2**60])
 RANGES = st.dictionaries(st.sampled_from(["gte", "lte", "gt", "lt"]), BOUNDS, min_size=1)
-FILTERS = st.dictionaries(
-    st.sampled_from(["a", "n", "deep.b", "deep.c.d", "odd key", "missing"]),
+ANY_FILTER = st.dictionaries(
+    st.sampled_from(["a", "deep.b", "deep.c.d", "odd key", "missing"]),
     SCALARS | st.lists(SCALARS, min_size=1, max_size=3) | RANGES,
-    max_size=2,
+    max_size=1,
+)
+FILTERS = st.one_of(
+    st.fixed_dictionaries({"flag": st.booleans()}),
+    st.fixed_dictionaries({"word": WORDS | st.lists(WORDS, min_size=1, max_size=2)}),
+    st.fixed_dictionaries({"n": NUMBERS | RANGES}, optional={"word": WORDS, "flag": st.booleans()}),
+    ANY_FILTER,
 )
 COMPONENTS = st.lists(st.integers(-8, 8).map(float), min_size=5, max_size=5).filter(lambda v: any(v[:2]))
 
@@ -182,16 +189,18 @@ class ServiceModel(RuleBasedStateMachine):
         self.run(self.store.open())
         self.service = VectorService(self.store, NoEmbedder())
 
-    @initialize()
-    def first(self) -> None:
+    @initialize(points=st.lists(st.tuples(IDS, COMPONENTS, METADATA), min_size=8, max_size=8))
+    def first(self, points: list[tuple[int | str, list[float], dict[str, Any]]]) -> None:
         self.create(1)
         self.create(0)
+        for number, point in enumerate(points):
+            self.upsert(number, *point)
 
     def _some(self, number: int) -> tuple[str, Expected]:
         """One of the collections there are."""
         return list(self.collections.items())[number % len(self.collections)]
 
-    @rule(number=st.integers(0, 5))
+    @rule(number=st.integers(0, 3))
     def create(self, number: int) -> None:
         dim, distance = DISTANCES[number % len(DISTANCES)]
         name = f"{self.prefix}{number}"
@@ -305,7 +314,7 @@ def test_the_service_behaves_as_its_model(
     """SEED=… repeats a run."""
     seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(2**32))
     print(f"SEED={seed}")
-    runs, steps = (20, 100) if thorough else (4, 40)
+    runs, steps = (20, 100) if thorough else (8, 40)
 
     class Model(ServiceModel):
         pass
@@ -318,6 +327,8 @@ def test_the_service_behaves_as_its_model(
         stateful_step_count=steps,
         deadline=None,
         database=None,
+        # not shrunk, which takes minutes: the seed repeats it
+        phases=[Phase.generate],
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
     )
     with fast_folder() as folder:
