@@ -12,7 +12,7 @@ from transformers import BlipForConditionalGeneration
 from blip_networks import END, SIDE, START, VOCABULARY, make_network
 from blip_service.decoding import Candidate, NoLoops, beam_search, greedy, looping
 from blip_service.network import TextDecoder, VisionTower
-from blip_service.packed import PackedLinear, pack
+from visionstack.packed import PackedLinear, pack
 
 TOKENS: dict[str, Any] = {"start": START, "end": END}
 MAX_TOKENS = 12

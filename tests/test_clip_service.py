@@ -29,6 +29,7 @@ from clip_service.settings import ClipSettings
 from clip_service.tagging import Vector, rank_tags
 from clip_service.vocabulary import parse_vocabulary
 from visionstack.model_service import PPM_TYPE, ModelLoadError
+from visionstack.packed import PackedLinear, pack
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -154,6 +155,14 @@ def test_picture_vectors_are_open_clips(model: ClipModel, bare: Bare) -> None:
 
 def test_text_vectors_are_open_clips_though_padding_is_skipped(model: ClipModel, bare: Bare) -> None:
     np.testing.assert_allclose(np.stack(model.predict("text", TEXTS)), bare.texts(TEXTS), atol=1e-5)
+
+
+def test_the_weights_of_the_image_tower_are_laid_out_once(model: ClipModel) -> None:
+    if not isinstance(pack(torch.nn.Linear(64, 64)), PackedLinear):
+        pytest.skip("oneDNN has no operators for it here")
+    layers = [layer for layer in model._model.visual.modules() if isinstance(layer, torch.nn.Linear | PackedLinear)]
+    assert len(layers) == 2 * 4  # in each block: queries, keys and values as one, out of the heads, wider, narrower
+    assert all(isinstance(layer, PackedLinear) for layer in layers)
 
 
 def test_a_batch_gives_what_single_calls_give(model: ClipModel) -> None:

@@ -143,6 +143,14 @@ async def test_pictures_are_those_of_images() -> None:
             assert (picture.width, picture.height, picture.format) == (expected.width, expected.height, expected.format)
 
 
+async def test_the_raw_picture_is_a_file_of_its_own_without_a_copy() -> None:
+    async with running() as decoder:
+        picture = await decoder.decode(encoded(photo(1500, 900), "JPEG"), working_size=WorkingSize())
+    raw = picture.to_ppm()
+    assert raw == images.to_ppm(picture.pixels)
+    assert np.shares_memory(picture.pixels, np.frombuffer(raw, np.uint8))
+
+
 async def test_errors_are_those_of_images() -> None:
     limits = replace(LIMITS, max_pixels=1_000_000, formats=("png", "jpeg", "webp"))
     async with running(limits) as decoder:

@@ -54,6 +54,10 @@ class Service:
         async def raw(request: Request) -> int:
             return len(await request.body())
 
+        @router.post("/pieces")
+        async def pieces(request: Request) -> list[int]:
+            return [len(piece) async for piece in request.stream()]
+
         @router.post("/json")
         async def json(body: dict[str, Any]) -> int:
             return len(body)
@@ -161,6 +165,17 @@ async def test_a_body_over_the_limit_is_refused_declared_or_not() -> None:
             assert_problem(streamed, 413, "body_too_large")
         assert_problem(await client.post("/form", data={"n": "1" * 2000}), 413, "body_too_large")
         assert (await client.post("/raw", content=b"x" * 1000)).json() == 1000
+
+
+async def test_a_body_that_comes_in_pieces_is_handed_on_whole() -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for size in (1, 0, 400, 99):
+            yield b"x" * size
+
+    async with Service().client() as client:
+        # the end of what is streamed is a piece of its own, without anything in it
+        assert (await client.post("/pieces", content=pieces())).json() == [500, 0]
+        assert (await client.post("/pieces", content=b"x" * 700)).json() == [700, 0]
 
 
 async def test_no_body_is_no_body_however_it_is_read() -> None:

@@ -14,7 +14,7 @@ from transformers import BlipForConditionalGeneration
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextLayer, BlipTextLMHeadModel
 
-from .packed import pack
+from visionstack.packed import pack
 
 
 class VisionTower:

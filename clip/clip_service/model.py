@@ -107,12 +107,16 @@ class ClipModel:
     def _load_model(self, source: "_Source") -> None:
         import open_clip
 
+        from .packing import pack_tower
+
         _refuse_remote_code(open_clip.get_model_config(source.name))
         # unlike create_model_and_transforms, this one fails instead of going on with random weights
         model, self._preprocess = open_clip.create_model_from_pretrained(source.name, pretrained=source.pretrained)
         self._tokenize = open_clip.get_tokenizer(source.name)
         self.logit_scale = model.logit_scale.exp().item()  # before the cast: bf16 rounds 100 to a half
         self._model = model.eval().requires_grad_(False).to(device=self._device, dtype=self._dtype)
+        if self._device.type == "cpu":
+            pack_tower(self._model.visual)
         self._skips_padding = (
             isinstance(model, open_clip.CLIP) and model.attn_mask is not None and model.text_pool_type == "argmax"
         )

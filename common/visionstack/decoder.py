@@ -30,7 +30,7 @@ import numpy as np
 import orjson
 
 from .errors import ImageTooLarge, InvalidImage, Overloaded, ServiceUnavailable, UnsupportedMediaType, VisionError
-from .images import ImageLimits, Picture, WorkingSize, decode, prepare_process
+from .images import ImageLimits, Picture, WorkingSize, decode, ppm_header, prepare_process
 from .inflight import time_left
 
 _MiB = 1024 * 1024
@@ -237,17 +237,18 @@ class _Worker:
 
     def decode(self, data: bytes, working_size: WorkingSize | None) -> Picture:
         child = self.start()
+        most = _MAX_HEADER_BYTES + 3 * self._limits.max_pixels
         taken = 0
         try:
             _send(child, working_size and asdict(working_size), data)
-            answer, pixels = _receive(child, at_most=3 * self._limits.max_pixels)
+            answer, ppm = _receive(child, at_most=most)
             if "wants" in answer:
                 wanted = min(max(0, int(answer["wants"])), self._limits.max_pixels)
                 if self._budget.take(wanted):
                     taken = wanted
                 _send(child, taken == wanted)
-                answer, pixels = _receive(child, at_most=3 * self._limits.max_pixels)
-            result = _rebuilt(answer, pixels)
+                answer, ppm = _receive(child, at_most=most)
+            result = _rebuilt(answer, ppm)
             recycle = answer["recycle"]
         except (EOFError, OSError, ValueError, KeyError, TypeError) as exc:
             status = self.discard()
@@ -303,13 +304,15 @@ _DECODE_ERRORS: dict[str, type[VisionError]] = {
 }
 
 
-def _rebuilt(answer: dict[str, Any], pixels: bytes) -> Picture | VisionError:
+def _rebuilt(answer: dict[str, Any], ppm: bytes) -> Picture | VisionError:
     if "code" in answer:
         return _DECODE_ERRORS[answer["code"]](answer["detail"], log_detail=answer["log_detail"])
     height, width = answer["shape"]
-    return Picture(
-        np.frombuffer(pixels, np.uint8).reshape(height, width, 3), answer["width"], answer["height"], answer["format"]
-    )
+    header = ppm_header(width, height)
+    if not ppm.startswith(header):
+        raise ValueError("a decoder process sent no picture")
+    pixels = np.frombuffer(ppm, np.uint8, offset=len(header)).reshape(height, width, 3)
+    return Picture(pixels, answer["width"], answer["height"], answer["format"], ppm)
 
 
 # --- between the two ------------------------------------------------------------------------------------------------
@@ -318,11 +321,14 @@ def _rebuilt(answer: dict[str, Any], pixels: bytes) -> Picture | VisionError:
 # socket, because multiprocessing's connections read in pieces, which costs a large picture ten times as much.
 _LENGTHS = struct.Struct("!IQ")
 _MAX_MESSAGE_BYTES = 65_536
+# of a PPM
+_MAX_HEADER_BYTES = 32
 
 
-def _send(to: socket.socket, message: object, payload: bytes | memoryview = b"") -> None:
+def _send(to: socket.socket, message: object, payload: bytes | memoryview = b"", *, header: bytes = b"") -> None:
+    """`header` and `payload` arrive as one payload."""
     encoded = orjson.dumps(message)
-    to.sendall(_LENGTHS.pack(len(encoded), len(payload)) + encoded)
+    to.sendall(_LENGTHS.pack(len(encoded), len(header) + len(payload)) + encoded + header)
     to.sendall(payload)
 
 
@@ -383,14 +389,15 @@ def _answer(parent: socket.socket, limits: ImageLimits) -> None:
         refusal = {"code": error.code, "detail": error.detail, "log_detail": error.log_detail, "recycle": recycle}
         _send(parent, refusal)
     else:
-        header = {
+        message = {
             "shape": picture.pixels.shape[:2],
             "width": picture.width,
             "height": picture.height,
             "format": picture.format,
             "recycle": _is_swollen(),
         }
-        _send(parent, header, picture.pixels.data.cast("B"))
+        height, width, _ = picture.pixels.shape
+        _send(parent, message, picture.pixels.data.cast("B"), header=ppm_header(width, height))
     signal.setitimer(signal.ITIMER_PROF, 0)
 
 

@@ -88,12 +88,18 @@ class WorkingSize:
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
     """`pixels` is uint8 RGB of shape (height, width, 3), C-contiguous and read-only; `width` and `height` are those of
-    the upright original, however far `pixels` were scaled down."""
+    the upright original, however far `pixels` were scaled down. `ppm` are the pixels' own bytes behind a header, where
+    they came that way."""
 
     pixels: Pixels
     width: int
     height: int
     format: str
+    ppm: bytes | None = None
+
+    def to_ppm(self) -> bytes:
+        """As `to_ppm`, without a copy where that can be."""
+        return to_ppm(self.pixels) if self.ppm is None else self.ppm
 
 
 def prepare_process(limits: ImageLimits) -> None:
@@ -271,7 +277,11 @@ def _decode_unended_jpeg(
 def to_ppm(pixels: Pixels) -> bytes:
     """Binary PPM (P6): a short header, then the rows as they are. `pixels` is uint8 of shape (height, width, 3)."""
     height, width, _ = pixels.shape
-    return b"".join((b"P6\n%d %d\n255\n" % (width, height), np.ascontiguousarray(pixels).data))
+    return b"".join((ppm_header(width, height), np.ascontiguousarray(pixels).data))
+
+
+def ppm_header(width: int, height: int) -> bytes:
+    return b"P6\n%d %d\n255\n" % (width, height)
 
 
 _PPM_HEADER = re.compile(rb"P6\n([1-9][0-9]{0,5}) ([1-9][0-9]{0,5})\n255\n")

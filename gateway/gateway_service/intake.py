@@ -12,7 +12,7 @@ from fastapi import UploadFile
 
 from visionstack.decoder import Decoder
 from visionstack.fetch import Fetcher
-from visionstack.images import WorkingSize, to_ppm
+from visionstack.images import WorkingSize
 from visionstack.inflight import hold
 from visionstack.schemas import Detection, ImageInfo
 
@@ -122,7 +122,7 @@ class Intake:
         height, width, _ = picture.pixels.shape
         return Decoded(
             info=ImageInfo(width=picture.width, height=picture.height, format=picture.format),
-            ppm=to_ppm(picture.pixels),
+            ppm=picture.to_ppm(),
             width=width,
             height=height,
         )
