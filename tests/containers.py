@@ -8,17 +8,24 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
+from socket import AF_INET
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import httpx2
+import psutil
 
 from local_stack import ROOT, bind_error
 
 KEYS = "first-key-of-the-tests, second-key-of-the-tests"
 OFFLINE = ("docker-compose.yml", "docker-compose.offline.yml")
-SERVICES = ("clip", "blip", "yolo", "qdrant-svc", "gateway")
+MODELS = ("clip", "blip", "yolo")
+SERVICES = (*MODELS, "qdrant-svc", "gateway")
 FOLDERS = {"qdrant-svc": "qdrant"}
+
+Report = Callable[[str], None]
 
 # From nothing: torch alone is a download of 2 GB, and its layer takes minutes to write.
 _BUILD_TIMEOUT_S = 1500
@@ -51,8 +58,19 @@ def wait_until(what: str, true: Callable[[], bool], timeout_s: float = 120) -> N
 
 
 def _free_port() -> int:
-    """Not one of those from which outgoing connections take theirs: a restarted gateway must get it again."""
-    return next(port for port in random.sample(range(20_000, 32_000), 50) if bind_error("127.0.0.1", port) is None)
+    """A restarted gateway must get it again: no outgoing connection takes its port here, nor does `local_stack`."""
+    return next(port for port in random.sample(range(12_000, 20_000), 50) if bind_error("127.0.0.1", port) is None)
+
+
+def free_subnet() -> str:
+    """For a network in which the test's image host stands, at an address that stays when the network is made anew.
+
+    Left to itself, the engine takes the next subnet each time, and some day one outside what the gateway may fetch from
+    in these tests. It never takes one of these.
+    """
+    assigned = [entry for entries in psutil.net_if_addrs().values() for entry in entries if entry.family == AF_INET]
+    taken = {ip_network(f"{entry.address}/24", strict=False) for entry in assigned}
+    return str(random.choice([net for net in ip_network("172.16.0.0/16").subnets(new_prefix=24) if net not in taken]))
 
 
 class Containers:
@@ -116,11 +134,11 @@ class Containers:
     @contextmanager
     def removed_at_the_end(self) -> Iterator["Containers"]:
         """Nothing of an earlier run is left before, nothing of this one after."""
-        self.down("--volumes")
+        self.down("--volumes", "--rmi", "local")
         try:
             yield self
         finally:
-            self.down("--volumes")
+            self.down("--volumes", "--rmi", "local")
 
     # -- Containers ----------------------------------------------------------------------------------------------------
 
@@ -141,6 +159,27 @@ class Containers:
         """What a program prints that runs in the container, as the service's user."""
         command = ("docker", "exec", "--interactive", container, "python", "-c", code)
         return self.run(*command, stdin=stdin, timeout_s=timeout_s).decode()
+
+    @contextmanager
+    def begin_python(self, container: str, code: str, stdin: bytes) -> Iterator[IO[bytes]]:
+        """What the same prints, while it still runs. Leaving waits for its end, which must be a good one."""
+        command = ["docker", "exec", "--interactive", container, "python", "-c", code]
+        with TemporaryFile() as given:
+            given.write(stdin)
+            given.seek(0)
+            with subprocess.Popen(command, env=self.environment, stdin=given, stdout=subprocess.PIPE) as process:
+                assert process.stdout is not None
+                try:
+                    yield process.stdout
+                except BaseException:
+                    process.kill()
+                    raise
+        assert process.returncode == 0
+
+    def layers(self, service: str) -> list[str]:
+        """The digests of the layers of the service's image, from the bottom."""
+        (image,) = json.loads(self.run("docker", "image", "inspect", self.of(service)["Image"]))
+        return list(image["RootFS"]["Layers"])
 
     def kill(self, service: str) -> None:
         """End every process of the container but its first, as a crash would; returns once the engine noticed.

@@ -1,9 +1,11 @@
 """The Compose files and Dockerfiles hold what they promise; no engine is needed for this."""
 
+import itertools
 import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,11 @@ from local_stack import ROOT
 OWN = ("gateway", "clip", "blip", "yolo", "qdrant-svc")
 MODELS = ("clip", "blip", "yolo")
 FOLDERS = {"qdrant-svc": "qdrant"}
-COMBINATIONS = (
-    ["docker-compose.yml"],
-    ["docker-compose.yml", "docker-compose.gpu.yml"],
-    ["docker-compose.yml", "docker-compose.offline.yml"],
-)
+FILES = ("docker-compose.yml", "docker-compose.gpu.yml", "docker-compose.offline.yml")
+# the first with each choice of the others
+COMBINATIONS = [
+    [FILES[0], *others] for count in range(len(FILES)) for others in itertools.combinations(FILES[1:], count)
+]
 
 
 class Loader(yaml.SafeLoader):
@@ -43,6 +45,15 @@ def compose(name: str) -> dict[str, Any]:
 
 BASE = compose("docker-compose.yml")
 SERVICES: dict[str, dict[str, Any]] = BASE["services"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_keeps_to_the_schema_of_compose(name: str, tmp_path: Path) -> None:
+    parsed = tmp_path / f"{name}.json"
+    parsed.write_text(json.dumps(compose(name)))
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(parsed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_services_are_the_guides() -> None:
@@ -74,7 +85,10 @@ def test_only_the_gateway_publishes_a_port() -> None:
 
 
 def test_only_what_must_reaches_the_internet() -> None:
-    assert BASE["networks"]["internal"] == {"internal": True}
+    assert BASE["networks"]["internal"] == {
+        "internal": True,
+        "driver_opts": {"com.docker.network.bridge.inhibit_ipv4": "true"},
+    }
     reach = {name for name, service in SERVICES.items() if "internet" in service["networks"]}
     assert reach == {"gateway", *MODELS}
     offline = compose("docker-compose.offline.yml")["services"]
@@ -127,7 +141,7 @@ def test_the_gpu_file_only_adds_the_gpu() -> None:
 
 def test_every_setting_of_compose_stands_in_the_example() -> None:
     example = set(re.findall(r"^#?([A-Z][A-Z0-9_]*)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
-    for name in ("docker-compose.yml", "docker-compose.gpu.yml", "docker-compose.offline.yml"):
+    for name in FILES:
         used = set(re.findall(r"\$\{([A-Z0-9_]+)", (ROOT / name).read_text()))
         assert used <= example, f"{name}: {sorted(used - example)}"
 
@@ -137,13 +151,21 @@ def dockerfile(service: str) -> str:
 
 
 @pytest.mark.parametrize("service", OWN)
+def test_the_linter_finds_nothing(service: str) -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    path = ROOT / FOLDERS.get(service, service) / "Dockerfile"
+    done = subprocess.run([hadolint, "--no-color", path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("service", OWN)
 def test_images_run_as_nobody_in_particular_and_check_themselves(service: str) -> None:
     text = dockerfile(service)
     final = text[text.rindex("\nFROM ") :]
     assert re.findall(r"^FROM (\S+)", text, re.MULTILINE).count("python:3.13-slim") == 2
     assert "\nUSER 10001\n" in final
     assert "uv" not in re.sub("uvicorn", "", final)
-    assert 'CMD ["python", "-m", "visionstack.healthcheck"]' in final
+    assert 'CMD ["python", "-S", "-m", "visionstack.healthcheck"]' in final
     assert '\nCMD ["python", "-m", "visionstack.serve"]\n' in final
     assert "--require-hashes" in text
     assert "curl" not in text
@@ -176,8 +198,16 @@ def test_compose_accepts_every_combination(files: list[str]) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     services = json.loads(done.stdout)["services"]
-    assert set(services) >= set(OWN)
+    assert set(services) == ({*OWN} if "docker-compose.offline.yml" in files else {*OWN, "qdrant"})
+    for name, service in services.items():
+        # what one file fences in, no other opens
+        assert service["read_only"] is service["init"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert ("ports" in service) == (name == "gateway"), name
+        assert not {"privileged", "cap_add", "devices", "network_mode", "pid", "ipc"} & set(service), name
     if "docker-compose.offline.yml" in files:
-        assert "qdrant" not in services
-        assert "QDRANT_URL" not in services["qdrant-svc"]["environment"]
+        assert services["qdrant-svc"]["environment"]["QDRANT_URL"] == ""
         assert all(list(services[name]["networks"]) == ["internal"] for name in MODELS)
+    has_gpu = {name for name, service in services.items() if "devices" in json.dumps(service.get("deploy", {}))}
+    assert has_gpu == ({*MODELS} if "docker-compose.gpu.yml" in files else set())

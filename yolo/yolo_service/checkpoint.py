@@ -93,7 +93,8 @@ def _download(name: str, target: Path) -> Path:
 
     logger.info("downloading %s to %s", target.name, target.parent)
     try:
-        return Path(attempt_download_asset(target, progress=False))
+        # its bar is drawn anew ten times a second, which a log cannot bear
+        return Path(attempt_download_asset(target, progress=sys.stdout.isatty()))
     except (OSError, MemoryError) as exc:  # MemoryError is its word for a full disk
         logger.debug("download failed", exc_info=exc)
         raise ModelLoadError(
