@@ -132,6 +132,7 @@ def system(stack: Stack, image_host: ImageHost) -> Iterator[System]:
                 FETCH_TIMEOUT_S="1.5",
                 REQUEST_TIMEOUT_S=str(DEADLINE_S),
                 BATCH_TIMEOUT_S=str(DEADLINE_S),
+                RESULT_CACHE_BYTES="0",
                 RATE_LIMIT="",
             )
         )

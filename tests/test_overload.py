@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from gateway_process import KEY, gateway_process
-from load import Load, Outcome
+from load_generator import Load, Outcome
 from local_stack import Stack
 from scenes import webp
 
@@ -25,8 +25,13 @@ def form(picture: bytes) -> tuple[bytes, dict[str, str]]:
 async def test_goodput_holds_at_ten_times_the_capacity(stack: Stack, thorough: bool, record_property: Record) -> None:
     seconds = 20.0 if thorough else 4.0
     body, headers = form(webp(77))
-    # a small limit, so that a short run shows what a long one would
-    with gateway_process(stack, MAX_IN_FLIGHT=str(IN_FLIGHT), RATE_LIMIT="", LOG_LEVEL="warning") as gateway:
+    settings = {
+        "MAX_IN_FLIGHT": str(IN_FLIGHT),  # small, so that a short run shows what a long one would
+        "RESULT_CACHE_BYTES": "0",  # each answer is to be worked for
+        "RATE_LIMIT": "",
+        "LOG_LEVEL": "warning",
+    }
+    with gateway_process(stack, **settings) as gateway:
         load = Load(f"{gateway.url}/analyze/all/file", body, headers)
         await load.closed(4, 2.0)  # warm
         capacity = (await load.closed(IN_FLIGHT, seconds)).goodput
@@ -41,7 +46,5 @@ async def test_goodput_holds_at_ten_times_the_capacity(stack: Stack, thorough: b
         assert run.other == {}
         assert len(run.good_s) + len(run.refused_s) == run.offered
     assert runs[10].refused_s
-    # the bounds are wide: this test shares its machine with the stack and whatever else runs there
+    # half, and no bound on a refusal's time: this machine is shared with the stack and whatever else runs there
     assert runs[10].goodput > runs[1].goodput / 2
-    assert runs[10].refusal_ms is not None
-    assert runs[10].refusal_ms < 100
