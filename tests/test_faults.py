@@ -69,6 +69,7 @@ class System:
     vectors: ServiceProcess
     proxies: dict[str, FaultProxy]
     picture: str
+    files: dict[str, int] = field(default_factory=dict)
     calls: dict[str, tuple[str, str, Any]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -212,12 +213,13 @@ async def open_files(system: System, client: httpx2.AsyncClient) -> dict[str, in
     return {"gateway": system.gateway.open_files(), "qdrant-svc": system.vectors.open_files()}
 
 
-async def leaks_since(before: dict[str, int], system: System, client: httpx2.AsyncClient) -> list[str]:
+async def leaks(system: System, client: httpx2.AsyncClient) -> list[str]:
+    """Which process has more files open than before the first fault."""
     for _ in range(5):
-        after = await open_files(system, client)
-        if not any(after[name] > count + POOL_FILES for name, count in before.items()):
+        now = await open_files(system, client)
+        if not any(now[name] > count + POOL_FILES for name, count in system.files.items()):
             return []
-    return [f"{name}: {count} files before, {after[name]} after" for name, count in before.items()]
+    return [f"{name}: {count} files before, {now[name]} after" for name, count in system.files.items()]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
@@ -233,8 +235,8 @@ async def test_a_broken_connection_breaks_no_promise(
         base_url=system.gateway.url, headers={"X-API-Key": KEY}, timeout=30, limits=limits, trust_env=False
     ) as client:
         await until_whole(system, client)
+        system.files = system.files or await open_files(system, client)
         for pair in pairs:
-            files = await open_files(system, client)
             system.proxies[pair].set(fault)
             for _ in range(3 if thorough else 1):
                 for endpoint, (response, seconds) in (await ask_all(system, client)).items():
@@ -248,7 +250,7 @@ async def test_a_broken_connection_breaks_no_promise(
                         tally.wrong.append(f"{case}: {exc}")
             system.proxies[pair].set(NO_FAULT)
             await until_whole(system, client)
-            tally.leaks += [f"{pair}: {leak}" for leak in await leaks_since(files, system, client)]
+            tally.leaks += [f"{pair}: {leak}" for leak in await leaks(system, client)]
     row = f"Faults/{fault.name}"
     record_property(f"{row}/cases", tally.cases)
     record_property(f"{row}/answered by contract", tally.cases - len(tally.wrong))

@@ -34,6 +34,9 @@ def main() -> None:
         port=int(os.environ.get("PORT", "8000")),
         http=edge_protocol(EdgeLimits()),
         ws="none",
+        # not uvloop, which accepts one connection per turn of its loop: under load new clients, whom a refusal would
+        # cost a millisecond, waited for seconds
+        loop="asyncio",
         server_header=False,
         access_log=False,
         # above the 30 s after which the gateway lets go of an idle connection
