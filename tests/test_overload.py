@@ -23,7 +23,7 @@ def form(picture: bytes) -> tuple[bytes, dict[str, str]]:
 
 
 async def test_goodput_holds_at_ten_times_the_capacity(stack: Stack, thorough: bool, record_property: Record) -> None:
-    seconds = 20.0 if thorough else 4.0
+    seconds = 20.0 if thorough else 2.0
     body, headers = form(webp(77))
     settings = {
         "MAX_IN_FLIGHT": str(IN_FLIGHT),  # small, so that a short run shows what a long one would
