@@ -4,6 +4,8 @@ For ViT-B-32 in fp32 that saves a quarter of the time of one picture and a tenth
 (timm, Hugging Face, ResNets) are left as they are.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -14,9 +16,10 @@ def pack_tower(tower: nn.Module) -> None:
     """In place; the tower then gives what it gave, within rounding, and can no longer be moved or cast."""
     from open_clip.transformer import ResidualAttentionBlock
 
-    for block in tower.modules():
-        if type(block) is not ResidualAttentionBlock:
+    for module in tower.modules():
+        if type(module) is not ResidualAttentionBlock:
             continue
+        block: Any = module  # torch knows no types of what a module holds
         if _is_plain(block.attn):
             block.attn = _PackedAttention(block.attn)
         mlp = block.mlp
