@@ -6,7 +6,17 @@ The names, bounds and defaults are the public API's. Requests refuse unknown fie
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, StrictInt, StrictStr, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StrictInt,
+    StrictStr,
+    StringConstraints,
+)
 
 DEFAULT_COLLECTION = "images"
 MAX_ORIGINAL_ID = 1024
@@ -17,11 +27,19 @@ CollectionName = Annotated[
     StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"),
     Field(description="Letters, digits, `_` and `-`; at most 64.", examples=["images"]),
 ]
-Limit = Annotated[int, Field(ge=1, le=100, description="At most so many items.")]
-Variants = Annotated[int, Field(ge=1, le=10, description="How many different captions.")]
-MaxLength = Annotated[int, Field(ge=5, le=200, description="Longest caption, in tokens.")]
+
+
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: 5.0 is an integer there, to JSON Schema too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_Whole = BeforeValidator(_whole)
+Limit = Annotated[int, Field(ge=1, le=100, description="At most so many items."), _Whole]
+Variants = Annotated[int, Field(ge=1, le=10, description="How many different captions."), _Whole]
+MaxLength = Annotated[int, Field(ge=5, le=200, description="Longest caption, in tokens."), _Whole]
 Confidence = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, description="Least confidence of a box.")]
-SearchLimit = Annotated[int, Field(ge=1, le=1000, description="At most so many results.")]
+SearchLimit = Annotated[int, Field(ge=1, le=1000, description="At most so many results."), _Whole]
 ScoreThreshold = Annotated[
     float,
     Field(
@@ -34,7 +52,7 @@ ImageUrl = Annotated[
     Field(description="Public http or https address of an image.", examples=["https://example.com/picture.webp"]),
 ]
 PointId = Annotated[
-    Annotated[StrictInt, Field(ge=0, lt=2**64)] | StrictStr,
+    Annotated[StrictInt, Field(ge=0, lt=2**64), _Whole] | StrictStr,
     Field(
         description="Unsigned 64-bit integer or UUID: kept. Any other text: replaced by a UUID derived from it.",
         examples=["img-001"],
@@ -239,7 +257,9 @@ Distance = Literal["cosine", "dot", "euclid", "manhattan"]
 
 class CreateCollectionRequest(JsonRequest):
     name: CollectionName
-    vector_dim: int | None = Field(None, ge=1, le=65536, description="Default: CLIP's dimension.")
+    vector_dim: Annotated[int, Field(ge=1, le=65536), _Whole] | None = Field(
+        None, description="Default: CLIP's dimension."
+    )
     distance: Distance = "cosine"
 
 

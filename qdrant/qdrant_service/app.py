@@ -35,6 +35,7 @@ from visionstack.errors import (
 from visionstack.routes import limited_route
 from visionstack.schemas import (
     DEFAULT_COLLECTION,
+    MAX_ORIGINAL_ID,
     Collection,
     CollectionDeleted,
     CollectionName,
@@ -77,6 +78,7 @@ _VECTOR_ERRORS = (CollectionNotFound, CollectionExists, DimensionMismatch, *_STO
 _PICTURE_ERRORS = (ImageTooLarge, UnsupportedMediaType, InvalidImage)
 
 CollectionQuery = Annotated[CollectionName, Query()]
+TextId = Annotated[str, Query(min_length=1, max_length=MAX_ORIGINAL_ID)]
 
 
 def _json_object(value: Any) -> Any:
@@ -276,13 +278,15 @@ def _json_routes(service: VectorService, embedder: Embedder, route: type[APIRout
     point_errors = problem_responses(PointNotFound, CollectionNotFound, *_STORE_ERRORS)
 
     @router.get("/points", responses=point_errors, response_model_exclude_unset=True)
-    async def get_point(id: str, collection: CollectionQuery = DEFAULT_COLLECTION, with_vector: bool = False) -> Point:
+    async def get_point(
+        id: TextId, collection: CollectionQuery = DEFAULT_COLLECTION, with_vector: bool = False
+    ) -> Point:
         """One point."""
         return await service.point(collection, id, with_vector=with_vector)
 
     @router.get("/points/by-original-id", responses=point_errors, response_model_exclude_unset=True)
     async def get_point_by_original_id(
-        id: str, collection: CollectionQuery = DEFAULT_COLLECTION, with_vector: bool = False
+        id: TextId, collection: CollectionQuery = DEFAULT_COLLECTION, with_vector: bool = False
     ) -> Point:
         """The point that was stored under an id of the caller's own."""
         return await service.point_by_original_id(collection, id, with_vector=with_vector)
