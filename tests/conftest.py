@@ -16,7 +16,7 @@ from local_stack import Stack
 _PREFIXES = (
     "API_KEY", "BLIP_", "CLIP_", "YOLO_", "QDRANT_", "FETCH_", "MAX_", "IMAGE_", "DECODE_", "RECEIVE_", "REQUEST_",
     "RATE_", "FAILED_", "DEVICE", "PRECISION", "THREADS", "CPU_SHARED_BY", "LOG_", "HUGGINGFACE_", "BATCH_", "HF_",
-    "RESULT_",
+    "RESULT_", "GOMP_", "OMP_WAIT_",
 )  # fmt: skip
 
 
