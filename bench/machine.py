@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from processes import ROOT
-from visionstack.device import available_cores
+from visionstack.machine import available_cores
 
 _TELLING_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 _PACKAGES = ("torch", "open_clip_torch", "transformers", "ultralytics", "openvino", "qdrant-edge-py", "fastapi",

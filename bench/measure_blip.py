@@ -6,7 +6,7 @@ from functools import partial
 
 from processes import Child, PeerMissing, Server, peer_python, service, status_of, versions
 from session import Part, Session, in_turn, say
-from visionstack.device import available_cores
+from visionstack.machine import available_cores
 
 _PICTURE = {"width": 1024, "height": 768}
 _TOKENS = 20

@@ -7,7 +7,7 @@ from typing import Any
 from clip_peers import PEERS, Peer
 from processes import DATA, Child, PeerMissing, Server, service, status_of
 from session import Part, Session, in_turn, say
-from visionstack.device import available_cores
+from visionstack.machine import available_cores
 
 _PICTURE = {"width": 224, "height": 224}
 # in flight, and requests (full, quick)

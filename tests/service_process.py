@@ -46,12 +46,18 @@ class ServiceProcess:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def free_port() -> int:
+    """A port of loopback that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 @contextmanager
 def service_process(folder: str, environment: dict[str, str]) -> Iterator[ServiceProcess]:
     """The service of a folder once it is ready, with nothing of this process's settings but `environment`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     with tempfile.NamedTemporaryFile() as log:
         process = subprocess.Popen(

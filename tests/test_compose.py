@@ -105,6 +105,12 @@ def test_secrets_go_only_where_they_are_needed() -> None:
     assert ":?" in SERVICES["gateway"]["environment"]["API_KEY"]
 
 
+def test_the_gateways_metrics_are_not_published() -> None:
+    port = SERVICES["gateway"]["environment"]["METRICS_PORT"]
+    assert port != "8000"
+    assert SERVICES["gateway"]["ports"] == ["${GATEWAY_BIND:-0.0.0.0}:${GATEWAY_PORT:-8000}:8000"]
+
+
 def test_qdrant_keeps_to_itself() -> None:
     service = SERVICES["qdrant"]
     assert re.fullmatch(r"qdrant/qdrant:v1\.\d+\.\d+-unprivileged", service["image"])

@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from visionstack.device import available_cores, choose_device, choose_precision, precision_name, set_threads
+from visionstack.device import choose_device, choose_precision, precision_name, set_threads
+from visionstack.machine import available_cores
 from visionstack.model_service import ModelLoadError
 from visionstack.settings import ModelSettings
 

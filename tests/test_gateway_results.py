@@ -20,6 +20,7 @@ from gateway_service.services import Services
 from gateway_service.settings import GatewaySettings
 from local_stack import Stack
 from scenes import webp
+from service_process import free_port
 from visionstack.inflight import Capacity
 from visionstack.peers import Peer
 from visionstack.schemas import ImageInfo
@@ -256,9 +257,15 @@ def test_real_services_work_once_and_anew_after_a_restart(stack: Stack) -> None:
             next(line for line in text.splitlines() if line.startswith("vision_inference_images_total")).split()[1]
         )
 
+    def lookups(service: str, outcome: str) -> str:
+        text = httpx2.get(f"http://127.0.0.1:{metrics_port}/metrics", trust_env=False).text
+        counter = f'vision_result_cache_lookups_total{{outcome="{outcome}",service="{service}"}} '
+        return next(line for line in text.splitlines() if line.startswith(counter)).removeprefix(counter)
+
     services = ("clip", "blip", "yolo")
+    metrics_port = free_port()
     stack.wait_ready(60)
-    with gateway(stack, RESULT_CACHE_BYTES="1000000") as client:
+    with gateway(stack, RESULT_CACHE_BYTES="1000000", METRICS_PORT=str(metrics_port)) as client:
 
         def ask_all() -> tuple[list[float], Any]:
             before = [images(name) for name in services]
@@ -269,6 +276,8 @@ def test_real_services_work_once_and_anew_after_a_restart(stack: Stack) -> None:
         counts, answer = ask_all()
         assert (counts, answer["errors"]) == ([1, 1, 1], {})
         assert ask_all() == ([0, 0, 0], answer)
+        assert (lookups("clip", "hit"), lookups("clip", "miss")) == ("1.0", "1.0")
+        assert client.get("/metrics").status_code == 404  # not for the public
         assert "instance" not in json.dumps(client.get("/health").json())
         stack.kill("clip")
         stack.wait_ready(60)

@@ -21,6 +21,7 @@ import pytest
 
 from local_stack import SERVICES, Stack, StackNotRunnable
 from run_local import ensure_api_key, read_settings
+from service_process import free_port
 from supervisor import ServiceSpec, StartFailed, Supervisor
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
@@ -87,13 +88,6 @@ class Log:
         with self._changed:
             assert self._changed.wait_for(lambda: self.find(pattern), PATIENCE_S), f"no {pattern!r} in {self.lines}"
         return self.find(pattern)[0]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def eventually(condition: Callable[[], bool]) -> bool:

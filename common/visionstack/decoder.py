@@ -32,6 +32,7 @@ import orjson
 from .errors import ImageTooLarge, InvalidImage, Overloaded, ServiceUnavailable, UnsupportedMediaType, VisionError
 from .images import ImageLimits, Picture, WorkingSize, decode, ppm_header, prepare_process
 from .inflight import time_left
+from .machine import available_memory
 
 _MiB = 1024 * 1024
 # A worker that a huge picture has swollen gives its memory back by ending.
@@ -70,7 +71,7 @@ class Decoder:
         self._waiting = 0
         self._closed = False
         memory_bytes = memory_bytes or 1024 * _MiB + 2 * _BYTES_A_PIXEL * limits.max_pixels
-        budget_bytes = budget_bytes or memory_here() // 4
+        budget_bytes = budget_bytes or available_memory() // 4
         self._budget = _PixelBudget(max(limits.max_pixels, budget_bytes // _BYTES_A_PIXEL), wait_s)
         self._workers = [_Worker(limits, memory_bytes, self._budget) for _ in range(workers)]
         self._idle = list(self._workers)
@@ -139,15 +140,6 @@ class Decoder:
 
 def _stopping() -> ServiceUnavailable:
     return ServiceUnavailable("The service is stopping; try again as Retry-After says.")
-
-
-def memory_here() -> int:
-    """Bytes of memory that this process may have: its container's limit, or else all of the machine's."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # no such file, or the word max
-            return min(machine, int(Path(path).read_text()))
-    return machine
 
 
 class _PixelBudget:

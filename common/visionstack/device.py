@@ -6,6 +6,7 @@ torch is imported inside the functions, so that importing a service stays cheap.
 import os
 from typing import TYPE_CHECKING
 
+from .machine import available_cores
 from .model_service import ModelLoadError
 from .settings import ModelSettings
 
@@ -76,17 +77,6 @@ def set_threads(settings: ModelSettings) -> int:
     threads = settings.threads or max(1, available_cores() // settings.cpu_shared_by)
     torch.set_num_threads(threads)
     return threads
-
-
-def available_cores() -> int:
-    """Cores that this process may use: its affinity, cut by the container's CPU quota where there is one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-    except (OSError, ValueError):
-        return cores
-    return min(cores, max(1, int(quota) // int(period))) if quota != "max" else cores
 
 
 def _cpu_multiplies_bf16() -> bool:

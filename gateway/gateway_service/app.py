@@ -20,6 +20,7 @@ from .analyze import analyze_routers
 from .auth import API_KEY_HEADER, Gate
 from .health import HealthView, health_router
 from .intake import Intake
+from .metrics import metrics_server
 from .services import Services
 from .settings import GatewaySettings
 from .vectors import vectors_routers
@@ -56,6 +57,8 @@ def create_app(
             stack.push_async_callback(fetcher.aclose)
             await decoder.start()
             stack.push_async_callback(decoder.close)
+            if settings.metrics_port:
+                stack.enter_context(metrics_server(registry, settings.metrics_port, settings.metrics_host))
             yield
 
     app = create_base_app(
@@ -64,7 +67,7 @@ def create_app(
         lifespan=lifespan,
         readiness=lambda: ServiceStatus(status="ok"),
         registry=registry,
-        serve_metrics=False,  # the metrics are not for the public
+        serve_metrics=False,  # not on the public's port
     )
     capacity = settings.capacity
 

@@ -10,6 +10,7 @@ from limits import RateLimitItem, parse
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
+from visionstack.machine import available_cores
 from visionstack.settings import CommaSeparated, ImageSettings, MiB
 from visionstack.urlguard import FetchPolicy
 
@@ -37,6 +38,10 @@ class GatewaySettings(ImageSettings):
 
     api_key: SecretStr = SecretStr("")
     api_key_file: Path | None = None
+
+    # 0: served nowhere
+    metrics_port: int = Field(0, ge=0, le=65535)
+    metrics_host: str = "127.0.0.1"
 
     clip_url: CommaSeparated = ("http://clip:8000",)
     blip_url: CommaSeparated = ("http://blip:8000",)
@@ -115,4 +120,4 @@ class GatewaySettings(ImageSettings):
 
     @property
     def decoders(self) -> int:
-        return self.decode_workers or os.cpu_count() or 1
+        return self.decode_workers or available_cores()

@@ -53,6 +53,13 @@ def test_only_the_gateway_publishes_a_port(stack: Containers) -> None:
         assert published == (["8000/tcp"] if service == "gateway" else []), service
 
 
+def test_the_gateways_metrics_are_there_for_other_containers_alone(stack: Containers, api: httpx2.Client) -> None:
+    (container,) = stack.containers("qdrant-svc")
+    read = "import urllib.request as r; print(r.urlopen('http://gateway:8001/metrics', timeout=5).read().decode())"
+    assert "vision_result_cache_bytes" in stack.python(container, read)
+    assert api.get("/metrics").status_code == 404
+
+
 # -- Networks ----------------------------------------------------------------------------------------------------------
 
 # Of each address and port on its input: whether it can be reached from the container.
