@@ -7,6 +7,7 @@ networks are `network`'s, the search for tokens is `decoding`'s, what makes a te
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from visionstack.device import choose_device, choose_precision, precision_name, set_threads
-from visionstack.hub import load_errors, prepare_hub
+from visionstack.hub import cached_first, load_errors, prepare_hub
 from visionstack.model_service import ModelInfo, ModelLoadError, Pixels
 from visionstack.schemas import Caption
 
@@ -84,7 +85,7 @@ class BlipModel:
         from .decoding import NoLoops
         from .network import TextDecoder, VisionTower
 
-        model, processor = self._read_cached_first(name)
+        model, processor = cached_first(name, partial(self._read, name))
         self._image_processor, self._tokenizer = processor.image_processor, processor.tokenizer
         # transformers may keep single tensors in the file's own precision
         model = model.eval().requires_grad_(False).to(device=self._device, dtype=self._dtype)
@@ -96,19 +97,10 @@ class BlipModel:
         textless = {*self._tokenizer.all_special_ids, *range(len(self._tokenizer), text.vocab_size)} - {self._end}
         self._no_loops = NoLoops(end=self._end, textless=torch.tensor(sorted(textless), device=self._device))
 
-    def _read_cached_first(self, name: str) -> tuple[Any, "BlipProcessor"]:
-        """What is in the cache is taken without asking the hub, whose absence costs transformers minutes of retries."""
-        if not Path(name).is_dir():
-            try:
-                return self._read(name, local_files_only=True)
-            except (OSError, ValueError):
-                logger.info("%s is not in the local cache; downloading it", name)
-        return self._read(name, local_files_only=False)
-
-    def _read(self, name: str, *, local_files_only: bool) -> tuple[Any, "BlipProcessor"]:
+    def _read(self, name: str) -> tuple[Any, "BlipProcessor"]:
         from transformers import BlipForConditionalGeneration, BlipProcessor
 
-        options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local_files_only}
+        options: dict[str, Any] = {"trust_remote_code": False}
         # The weights first: the processor's errors hide why the hub did not give it.
         loaded: Any = BlipForConditionalGeneration.from_pretrained(
             name, dtype=self._dtype, output_loading_info=True, **options

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from visionstack.device import choose_device, choose_precision, precision_name, set_threads
-from visionstack.hub import load_errors, prepare_hub
+from visionstack.hub import cached_first, load_errors, prepare_hub
 from visionstack.model_service import ModelInfo, ModelLoadError, Pixels
 
 from .settings import ClipSettings
@@ -82,8 +82,7 @@ class ClipModel:
         self._device = choose_device(settings.device)
         self._dtype = choose_precision(settings.precision, self._device)
         with load_errors(f"CLIP_MODEL={settings.clip_model}"):
-            source = _find_source(settings.clip_model, settings.clip_pretrained)
-            self._load_model(source)
+            source = cached_first(settings.clip_model, self._load_source)
             dim = len(self._encode_texts(["a photo"])[0])
         self.identity = source.identity
         self.tags = tuple(tag.name for tag in vocabulary)
@@ -103,6 +102,11 @@ class ClipModel:
                 return list(self._encode_texts([item for item in items if isinstance(item, str)]))
             case "tag":
                 return self._encode_tags([item for item in items if isinstance(item, str)])
+
+    def _load_source(self) -> "_Source":
+        source = _find_source(self._settings.clip_model, self._settings.clip_pretrained)
+        self._load_model(source)
+        return source
 
     def _load_model(self, source: "_Source") -> None:
         import open_clip

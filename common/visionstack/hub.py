@@ -1,15 +1,21 @@
 """Loading models from the Hugging Face hub: its environment before, and its errors after, in one sentence each.
 
-It owns neither the download nor the cache: huggingface_hub does both, and falls back to its cache when the hub is gone.
+It owns neither the download nor the cache: huggingface_hub does both.
 """
 
+import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 from urllib.error import URLError
 
 from .model_service import ModelLoadError
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 _LONGEST_REASON = 300
 
@@ -26,6 +32,36 @@ def prepare_hub(token: str | None) -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_POSITION", "-1")
         os.environ.setdefault("TQDM_MININTERVAL", "5")
+
+
+def cached_first(what: str, load: Callable[[], T]) -> T:
+    """What `load` makes of the local cache alone or, if that lacks something, with the hub.
+
+    A hub that cannot be reached costs the libraries a dozen attempts with pauses, minutes in all, though everything is
+    in the cache. So they only learn that there is one when there is no other way.
+    """
+    try:
+        with _hub_out_of_sight():
+            return load()
+    except ModelLoadError:
+        raise
+    except Exception as exc:
+        logger.info("%s is not in the local cache; downloading it", what)
+        logger.debug("the cache does not do", exc_info=exc)
+    return load()
+
+
+@contextmanager
+def _hub_out_of_sight() -> Iterator[None]:
+    from huggingface_hub import constants
+
+    # read at each request; the variable of that name only when it is imported
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 @contextmanager

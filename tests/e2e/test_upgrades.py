@@ -98,6 +98,7 @@ class Load(threading.Thread):
         self._stack = stack
         self._stopped = threading.Event()
         self.answers: Counter[int] = Counter()
+        self.texts: dict[int, str] = {}  # the last answer of each status
         self.longest_pause_s = 0.0
 
     def send(self, api: httpx2.Client, number: int) -> int:
@@ -137,10 +138,11 @@ class Upserts(Load):
         self.acknowledged: list[int] = []
 
     def send(self, api: httpx2.Client, number: int) -> int:
-        status = upsert(api, self._collection, number).status_code
-        if status == 200:
+        answer = upsert(api, self._collection, number)
+        if answer.status_code == 200:
             self.acknowledged.append(number)
-        return status
+        self.texts[answer.status_code] = answer.text
+        return answer.status_code
 
 
 class Analyses(Load):
@@ -155,6 +157,7 @@ class Analyses(Load):
         if answer.status_code == 200 and answer.json()["errors"]:
             assert {part["status"] for part in answer.json()["errors"].values()} <= {502, 503, 504}
             return 503
+        self.texts[answer.status_code] = answer.text
         return answer.status_code
 
 
@@ -196,8 +199,8 @@ def test_a_rebuild_drops_no_acknowledged_vector(
     assert lost == []
     # refused, which a client may try again, and never failed; only the gateway's own replacement leaves no answer
     refused = {502, 503} if service == "qdrant-svc" else {0, 502, 503}
-    assert set(upserts.answers) <= {200, *refused}
-    assert set(analyses.answers) <= ({200} if service == "qdrant-svc" else {200, *refused})
+    assert set(upserts.answers) <= {200, *refused}, upserts.texts
+    assert set(analyses.answers) <= ({200} if service == "qdrant-svc" else {200, *refused}), analyses.texts
     for name in SERVICES:
         new = stack.layers(name)
         if service not in ("all", name):
