@@ -98,18 +98,23 @@ class Load(threading.Thread):
         self._stack = stack
         self._stopped = threading.Event()
         self.answers: Counter[int] = Counter()
-        self.texts: dict[int, str] = {}  # the last answer of each status
         self.longest_pause_s = 0.0
 
-    def send(self, api: httpx2.Client, number: int) -> int:
+    def send(self, api: httpx2.Client, number: int) -> httpx2.Response:
         raise NotImplementedError
+
+    def note(self, number: int, answer: httpx2.Response) -> int:
+        """The status that the answer counts as."""
+        return answer.status_code
 
     def run(self) -> None:
         number, last = 0, time.monotonic()
         while not self._stopped.is_set():
             try:
                 with self._stack.client() as api:
-                    status = self.send(api, number)
+                    answer = self.send(api, number)
+                    # while no container has the address, its packets may leave the machine, and a proxy there answers
+                    status = self.note(number, answer) if "x-request-id" in answer.headers else 0
             except httpx2.TransportError:
                 status = 0
             self.answers[status] += 1
@@ -137,11 +142,12 @@ class Upserts(Load):
         self._collection = collection
         self.acknowledged: list[int] = []
 
-    def send(self, api: httpx2.Client, number: int) -> int:
-        answer = upsert(api, self._collection, number)
+    def send(self, api: httpx2.Client, number: int) -> httpx2.Response:
+        return upsert(api, self._collection, number)
+
+    def note(self, number: int, answer: httpx2.Response) -> int:
         if answer.status_code == 200:
             self.acknowledged.append(number)
-        self.texts[answer.status_code] = answer.text
         return answer.status_code
 
 
@@ -152,12 +158,13 @@ class Analyses(Load):
         super().__init__(stack)
         self._picture = webp(1)
 
-    def send(self, api: httpx2.Client, number: int) -> int:
-        answer = api.post("/analyze/all/file", files={"file": ("p", self._picture)})
+    def send(self, api: httpx2.Client, number: int) -> httpx2.Response:
+        return api.post("/analyze/all/file", files={"file": ("p", self._picture)})
+
+    def note(self, number: int, answer: httpx2.Response) -> int:
         if answer.status_code == 200 and answer.json()["errors"]:
             assert {part["status"] for part in answer.json()["errors"].values()} <= {502, 503, 504}
             return 503
-        self.texts[answer.status_code] = answer.text
         return answer.status_code
 
 
@@ -199,8 +206,8 @@ def test_a_rebuild_drops_no_acknowledged_vector(
     assert lost == []
     # refused, which a client may try again, and never failed; only the gateway's own replacement leaves no answer
     refused = {502, 503} if service == "qdrant-svc" else {0, 502, 503}
-    assert set(upserts.answers) <= {200, *refused}, upserts.texts
-    assert set(analyses.answers) <= ({200} if service == "qdrant-svc" else {200, *refused}), analyses.texts
+    assert set(upserts.answers) <= {200, *refused}
+    assert set(analyses.answers) <= ({200} if service == "qdrant-svc" else {200, *refused})
     for name in SERVICES:
         new = stack.layers(name)
         if service not in ("all", name):
