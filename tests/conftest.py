@@ -20,6 +20,10 @@ _PREFIXES = (
 )  # fmt: skip
 
 
+_LOG = "stack.log"
+_LOOP_WATCH = str(Path(__file__).with_name("loop_watch"))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--thorough", action="store_true", help="long runs in place of short ones, where a test has both")
 
@@ -65,10 +69,21 @@ def image_host() -> Iterator[ImageHost]:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stack")
+
+
+@pytest.fixture(scope="session")
+def stack(stack_folder: Path) -> Iterator[Stack]:
     """The five services as real processes, with the bundled models and an embedded store of their own."""
-    with running_stack(tmp_path_factory.mktemp("stack")) as running:
+    with running_stack(stack_folder) as running:
         yield running
+
+
+@pytest.fixture
+def stack_log(stack: Stack, stack_folder: Path) -> Path:
+    """Every line that the stack's services wrote, after the service's name."""
+    return stack_folder / _LOG
 
 
 @contextmanager
@@ -80,8 +95,9 @@ def running_stack(folder: Path, **settings: str) -> Iterator[Stack]:
         "RATE_LIMIT": "",
         "RESULT_CACHE_BYTES": "0",  # a test that asks again wants to know what the services say
         "LOG_FORMAT": "json",
+        "PYTHONPATH": os.pathsep.join(filter(None, [_LOOP_WATCH, os.environ.get("PYTHONPATH")])),
     }
-    log = folder / "stack.log"
+    log = folder / _LOG
     with log.open("a", encoding="utf-8") as lines:
 
         def sink(service: str, line: str) -> None:

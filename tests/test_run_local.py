@@ -51,7 +51,7 @@ WITH_CHILD = FAKE_SERVER.replace(
     'print("listening"', 'import subprocess; child = subprocess.Popen(["sleep", "600"]); print(f"child {child.pid}"'
 )
 
-# What `uvicorn main:app` runs in each folder of a fake project: ready at once, and it shows its environment.
+# What `visionstack.serve` runs in each folder of a fake project: ready at once, and it shows its environment.
 FAKE_MAIN = """
 import json, os
 print("hello from the service")
@@ -66,6 +66,7 @@ async def app(scope, receive, send):
     body = json.dumps({{"cwd": os.getcwd(), "environment": dict(os.environ)}}).encode()
     await send({{"type": "http.response.start", "status": 200, "headers": []}})
     await send({{"type": "http.response.body", "body": body}})
+app.openapi = dict
 """
 
 
