@@ -26,7 +26,7 @@ e2e: install ## build the images and test them as containers, with Docker (ARGS=
 	$(python) -m pytest tests/e2e -v -rs $(ARGS)
 
 bench: install ## measure against bare models and peers; writes docs/performance.md (ARGS=--quick for a first look)
-	PYTHONPATH=tools $(python) bench/run.py $(ARGS)
+	PYTHONPATH=tools:yolo $(python) bench/run.py $(ARGS)
 
 check: install ## style, types, locks and documentation, changing nothing
 	$(python) -m ruff check
