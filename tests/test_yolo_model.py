@@ -19,6 +19,7 @@ from PIL import Image
 from visionstack.model_service import ModelLoadError
 from visionstack.schemas import Detection
 from yolo_networks import CLASS_NAMES, SIDE, assert_alike, blocks, make_network, write_checkpoint
+from yolo_service import network
 from yolo_service.detections import suppress_overlaps, to_detections
 from yolo_service.model import DetectionTask, YoloModel
 from yolo_service.settings import YoloSettings
@@ -126,9 +127,10 @@ def test_other_kinds_of_network_answer_as_predict_does(checkpoints: Checkpoints,
     assert_same(detect(other, pixels, 0.2), expected, pixels)
 
 
-def test_the_bundled_detector_answers_as_predict_does() -> None:
-    bundled = make_model(BUNDLED)
-    bundled.load()
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_the_bundled_detector_answers_as_predict_does(runtime: str) -> None:
+    bundled = make_model(BUNDLED, runtime=runtime)
+    assert bundled.load().runtime == runtime
     names = reference(BUNDLED).names
     count = 0
     for pixels in bundled_pictures():
@@ -240,6 +242,35 @@ def test_a_network_without_exact_decoding_stays_in_fp32(checkpoints: Checkpoints
 # --- its surroundings ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("config", ["yolo26n", "yolov8n-seg", "yolo11n-pose"])
+def test_openvino_answers_as_torch_does(checkpoints: Checkpoints, config: str) -> None:
+    on_torch, on_openvino = (make_model(checkpoints(config), runtime=runtime) for runtime in ("torch", "openvino"))
+    on_torch.load()
+    assert on_openvino.load().runtime == "openvino"
+    pictures = [blocks(240, 400), blocks(480, 800)]
+    for pixels in (*pictures, blocks(320, 213)):
+        expected = detect(on_torch, pixels, 0.2)
+        assert len(expected) >= 5
+        # random weights make much of small differences; the bundled ones answer as predict() does
+        assert_alike(detect(on_openvino, pixels, 0.2), expected, pixels=0.5, confidence=2e-3)
+    key = on_openvino.batch_key(pictures[0])
+    assert key == on_openvino.batch_key(pictures[1])
+    together = on_openvino.predict(key, [DetectionTask(pixels, 0.2) for pixels in pictures])
+    for found, pixels in zip(together, pictures, strict=True):
+        assert_alike(found, detect(on_openvino, pixels, 0.2), pixels=0.5, confidence=2e-3)
+
+
+def test_openvino_is_refused_where_it_answers_differently(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(network._AGREEMENT, "fp32", (-1.0, -1.0))
+    assert "set RUNTIME=torch" in load_error(checkpoints("yolo11n"), runtime="openvino")
+
+
+def test_rtdetr_stays_with_torch(checkpoints: Checkpoints) -> None:
+    assert make_model(checkpoints("rtdetr"), runtime="openvino").load().runtime == "torch"
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_torch_keeps_its_threads(checkpoints: Checkpoints, threads: int) -> None:
     other = make_model(checkpoints("yolo11n"), threads=threads)
@@ -269,7 +300,7 @@ sys.addaudithook(watch)
 import numpy as np
 from yolo_service.model import DetectionTask, YoloModel
 from yolo_service.settings import YoloSettings
-model = YoloModel(YoloSettings(yolo_model=sys.argv[1], device="cpu", threads=1))
+model = YoloModel(YoloSettings(yolo_model=sys.argv[1], runtime=sys.argv[2], device="cpu", threads=1))
 model.load()
 model.warm_up()
 assert "torchvision" not in sys.modules  # 160 MB
@@ -278,10 +309,11 @@ sys.exit(f"{watched}" if watched else 0)
 """
 
 
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
 def test_loading_and_predicting_touch_no_network_and_write_nothing_at_home(
-    checkpoints: Checkpoints, tmp_path: Path
+    checkpoints: Checkpoints, tmp_path: Path, runtime: str
 ) -> None:
-    ended = python(_WATCHED_RUN, str(checkpoints("yolo11n")), HOME=str(tmp_path))
+    ended = python(_WATCHED_RUN, str(checkpoints("yolo11n")), runtime, HOME=str(tmp_path))
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())
 

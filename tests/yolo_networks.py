@@ -99,13 +99,15 @@ def write_checkpoint(network: Any, path: Path, **train_args: Any) -> Path:
     return path
 
 
-def assert_alike(found: Sequence[Detection], expected: Sequence[Detection]) -> None:
+def assert_alike(
+    found: Sequence[Detection], expected: Sequence[Detection], *, pixels: float = 0.05, confidence: float = 1e-4
+) -> None:
     """The same detections, though computed in another order of summation: near ties may have changed places."""
     assert len(found) == len(expected)
     for one in found:
         assert any(
             one.class_name == other.class_name
-            and abs(one.confidence - other.confidence) < 1e-4
-            and all(abs(a - b) < 0.05 for a, b in zip(one.bbox, other.bbox, strict=True))
+            and abs(one.confidence - other.confidence) < confidence
+            and all(abs(a - b) < pixels for a, b in zip(one.bbox, other.bbox, strict=True))
             for other in expected
         ), one

@@ -23,6 +23,7 @@ from PIL import Image
 from visionstack.device import choose_device, choose_precision, precision_name, set_threads
 from visionstack.hub import cached_first, load_errors, prepare_hub
 from visionstack.model_service import ModelInfo, ModelLoadError, Pixels
+from visionstack.openvino_runtime import compile_network, refuse_other_devices
 
 from .settings import ClipSettings
 from .tagging import Matrix, Vector, means_of_groups, unit
@@ -36,11 +37,15 @@ logger = logging.getLogger(__name__)
 # "image": pixels; "text": a text as it is; "tag": a caller's own tag, which gets the sentences of the vocabulary's.
 Key = Literal["image", "text", "tag"]
 Item = Pixels | str
+# preprocessed pictures of shape (n, 3, height, width) to their features of shape (n, dimension)
+_Tower = Callable[["torch.Tensor"], "torch.Tensor"]
 
 _CONFIG = "open_clip_config.json"
 # what open_clip looks for in a local folder
 _WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pth")
 _TEXT_BATCH = 64
+# what two runtimes may differ by in one space
+_LEAST_COSINE = 0.9995
 _REMEMBERED_TAGS = 4096
 # Scaled to 224 pixels on its short side, a picture of 1 x 1,000,000 pixels would take 150 GB. What a centre crop to
 # this aspect ratio takes away, CLIP's own centre crop takes away too.
@@ -78,7 +83,7 @@ class ClipModel:
             raise ModelLoadError(str(exc)) from exc
         token = settings.huggingface_token
         prepare_hub(token.get_secret_value() if token else None)
-        set_threads(settings)
+        self._threads = set_threads(settings)
         self._device = choose_device(settings.device)
         self._dtype = choose_precision(settings.precision, self._device)
         with load_errors(f"CLIP_MODEL={settings.clip_model}"):
@@ -87,7 +92,12 @@ class ClipModel:
         self.identity = source.identity
         self.tags = tuple(tag.name for tag in vocabulary)
         self.tag_vectors = self._vocabulary_vectors(vocabulary, source, dim)
-        return ModelInfo(name=source.title, device=str(self._device), precision=precision_name(self._dtype))
+        return ModelInfo(
+            name=source.title,
+            device=str(self._device),
+            precision=precision_name(self._dtype),
+            runtime=settings.runtime,
+        )
 
     def warm_up(self) -> None:
         """Let the kernels be chosen and the memory be taken before the first request."""
@@ -111,27 +121,66 @@ class ClipModel:
     def _load_model(self, source: "_Source") -> None:
         import open_clip
 
-        from .packing import pack_tower
-
         _refuse_remote_code(open_clip.get_model_config(source.name))
         # unlike create_model_and_transforms, this one fails instead of going on with random weights
         model, self._preprocess = open_clip.create_model_from_pretrained(source.name, pretrained=source.pretrained)
         self._tokenize = open_clip.get_tokenizer(source.name)
         self.logit_scale = model.logit_scale.exp().item()  # before the cast: bf16 rounds 100 to a half
-        self._model = model.eval().requires_grad_(False).to(device=self._device, dtype=self._dtype)
-        if self._device.type == "cpu":
-            pack_tower(self._model.visual)
+        self._model = model.eval().requires_grad_(False).to(device=self._device)
+        if self._settings.runtime == "openvino":
+            self._see = self._tower_on_openvino()
+            del self._model.visual  # OpenVINO has its own copy
+        self._model.to(dtype=self._dtype)
+        if self._settings.runtime == "torch":
+            self._see = self._tower_on_torch()
         self._skips_padding = (
             isinstance(model, open_clip.CLIP) and model.attn_mask is not None and model.text_pool_type == "argmax"
         )
+
+    def _tower_on_torch(self) -> "_Tower":
+        from .packing import pack_tower
+
+        if self._device.type == "cpu":
+            pack_tower(self._model.visual)
+        return lambda inputs: self._model.encode_image(inputs.to(device=self._device, dtype=self._dtype))
+
+    def _tower_on_openvino(self) -> "_Tower":
+        """Raises `ModelLoadError` where its vectors would not be torch's."""
+        import open_clip
+        import torch
+
+        refuse_other_devices(self._device)
+        if not isinstance(self._model, open_clip.CLIP | open_clip.CustomTextCLIP):
+            raise ModelLoadError("RUNTIME=openvino runs open_clip's CLIP models alone; set RUNTIME=torch.")
+        noise = np.random.default_rng(0).integers(0, 256, (2, 480, 640, 3), np.uint8)
+        examples = torch.stack([self._preprocess(Image.fromarray(pixels)) for pixels in noise])
+        run = compile_network(
+            self._model.visual,
+            examples,
+            (-1, *examples.shape[1:]),
+            precision=precision_name(self._dtype),
+            threads=self._threads,
+        )
+
+        def see(inputs: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(run(inputs.numpy())[0])
+
+        with torch.inference_mode():
+            expected, given = (_unit_vectors(tower(examples)) for tower in (self._model.encode_image, see))
+        cosine = float((expected * given).sum(axis=1).min())
+        logger.info("the image tower on OpenVINO: cosine to torch's vectors %.6f", cosine)
+        if cosine < _LEAST_COSINE:
+            raise ModelLoadError(
+                f"RUNTIME=openvino gives other vectors than torch (cosine {cosine:.4f}); set RUNTIME=torch."
+            )
+        return see
 
     def _encode_images(self, pictures: Sequence[Pixels]) -> Matrix:
         import torch
 
         inputs = torch.stack([self._preprocess(_not_too_long(Image.fromarray(pixels))) for pixels in pictures])
         with torch.inference_mode():
-            features = self._model.encode_image(inputs.to(device=self._device, dtype=self._dtype))
-        return _unit_vectors(features)
+            return _unit_vectors(self._see(inputs))
 
     def _encode_texts(self, texts: Sequence[str]) -> Matrix:
         import torch

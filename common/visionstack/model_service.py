@@ -25,7 +25,7 @@ from .images import ImageLimits, from_ppm
 from .inflight import time_left
 from .routes import limited_route
 from .schemas import ServiceStatus
-from .settings import MiB, ModelSettings
+from .settings import MiB, ModelSettings, Runtime
 from .web import INSTANCE_HEADER, create_base_app
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class ModelInfo:
     name: str
     device: str
     precision: str
+    runtime: Runtime = "torch"
     max_batch: int | None = None
 
 
@@ -153,7 +154,7 @@ class ModelService(Generic[KeyT, ItemT, ResultT]):
             observe=self._observe,
         )
         self._batcher.start()
-        logger.info("model ready: %s on %s in %s", info.name, info.device, info.precision)
+        logger.info("model ready: %s on %s in %s by %s", info.name, info.device, info.precision, info.runtime)
 
     def _observe(self, _: KeyT, size: int, queue_s: float, run_s: float) -> None:
         self._batch_size.observe(size)
@@ -172,6 +173,7 @@ class ModelService(Generic[KeyT, ItemT, ResultT]):
             model=self._info.name,
             device=self._info.device,
             precision=self._info.precision,
+            runtime=self._info.runtime,
             instance=self.instance,
         )
 

@@ -317,6 +317,7 @@ class ServiceStatus(Answer):
     model: str | None = None
     device: str | None = None
     precision: str | None = None
+    runtime: str | None = None
     instance: str | None = Field(None, description="Tells one run of a model service from every other; not public.")
     circuit: Literal["closed", "open", "half-open"] | None = Field(
         None, description="The gateway's circuit breaker towards the service; `open` refuses at once."

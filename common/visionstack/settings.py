@@ -21,6 +21,9 @@ def _split_commas(value: object) -> object:
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
 
+# What a network runs on. OpenVINO is for CPUs.
+Runtime = Literal["torch", "openvino"]
+
 ImageFormat = Literal["jpeg", "png", "webp", "gif", "avif"]
 
 

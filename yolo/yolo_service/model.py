@@ -8,6 +8,7 @@ import numpy as np
 
 from visionstack.device import choose_device, choose_precision, precision_name, set_threads
 from visionstack.model_service import ModelInfo, Pixels
+from visionstack.openvino_runtime import refuse_other_devices
 from visionstack.schemas import Detection
 
 from .checkpoint import load_checkpoint, prepare_ultralytics
@@ -33,19 +34,25 @@ class YoloModel:
         self._settings = settings
 
     def load(self) -> ModelInfo:
-        set_threads(self._settings)
+        threads = set_threads(self._settings)
         prepare_ultralytics()
         name = self._settings.yolo_model
         device = choose_device(self._settings.device)
         checkpoint = load_checkpoint(name, self._settings.weights_dir)
         # Less than fp32 moves boxes by up to half a pixel, and what lies at the threshold comes or goes: by order only.
         precision = "fp32" if self._settings.precision == "auto" else self._settings.precision
-        self._network = Network(name, checkpoint, device, choose_precision(precision, device))
+        dtype = choose_precision(precision, device)
+        if self._settings.runtime == "openvino":
+            refuse_other_devices(device)
+            self._network = Network.on_openvino(name, checkpoint, device, dtype, threads)
+        else:
+            self._network = Network(name, checkpoint, device, dtype)
         self._class_names = checkpoint.class_names
         return ModelInfo(
             name=Path(name).name,
             device=str(device),
             precision=precision_name(self._network.dtype),
+            runtime=self._network.runtime,
             # one picture fills a CPU: in a batch, the first would only wait for the last
             max_batch=1 if device.type == "cpu" else None,
         )

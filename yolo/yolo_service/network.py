@@ -7,12 +7,15 @@ a picture full of boxes. All but `input_shape` belongs to the one thread that ru
 """
 
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from visionstack.device import precision_name
 from visionstack.model_service import ModelLoadError, Pixels
+from visionstack.openvino_runtime import compile_network
+from visionstack.settings import Runtime
 
 from .checkpoint import Checkpoint
 from .detections import Rows, suppress_overlaps
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
+
+# Of the likeliest boxes of noise, by how many pixels and how much confidence OpenVINO may differ: medians.
+_COMPARED = 100
+_AGREEMENT = {"fp32": (0.1, 0.001), "bf16": (2.0, 0.1), "fp16": (0.5, 0.02)}
 
 # what predict() takes by default
 _MAX_IOU = 0.7
@@ -58,7 +65,9 @@ class Network:
             _decode_in_fp32(head)
 
         self.device, self.dtype = device, dtype
-        self._network = network
+        self.runtime: Runtime = "torch"
+        self._network, self._head = network, head
+        self._run: Callable[[Pixels], torch.Tensor] = self._run_on_torch
         self._class_count = getattr(head, "nc", 0)
         self._is_transformer = isinstance(head, RTDETRDecoder)
         stride = max(32, int(network.stride.max())) if hasattr(network, "stride") else 32
@@ -67,6 +76,51 @@ class Network:
         self._letterbox: Any = LetterBox(
             self.side, auto=not self._is_transformer, scale_fill=self._is_transformer, stride=stride
         )
+
+    @classmethod
+    def on_openvino(
+        cls, name: str, checkpoint: Checkpoint, device: "torch.device", dtype: "torch.dtype", threads: int
+    ) -> Self:
+        """The same, run by OpenVINO on this CPU where it can: RT-DETR stays with torch.
+
+        Raises `ModelLoadError` where its answers would differ from torch's by more than `dtype` explains.
+        """
+        import torch
+
+        network = cls(name, checkpoint, device, torch.float32)
+        if network._is_transformer:
+            logger.info("%s runs on torch: OpenVINO does not know all of its kind of network", name)
+            return cls(name, checkpoint, device, dtype)
+        network._use_openvino(name, dtype, threads)
+        return network
+
+    def _use_openvino(self, name: str, dtype: "torch.dtype", threads: int) -> None:
+        import torch
+
+        precision = precision_name(dtype)
+        example = torch.zeros(1, 3, self.side, self.side)
+        network = _head_values_of(self._network)
+        run = compile_network(network, example, (-1, 3, -1, -1), precision=precision, threads=threads)
+
+        def run_on_openvino(boxed: Pixels) -> torch.Tensor:
+            values, confidences = run(boxed.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+            return _decode(self._head, torch.from_numpy(values), torch.from_numpy(confidences), boxed.shape[1:3])
+
+        with torch.inference_mode():
+            noise = np.random.default_rng(0).integers(0, 256, (1, self.side, self.side, 3), np.uint8)
+            expected, given = self._run_on_torch(noise)[0], run_on_openvino(noise)[0]
+        confidence, class_index = expected[4 : 4 + self._class_count].max(0)
+        best = confidence.topk(_COMPARED).indices
+        shift = (given[:4, best] - expected[:4, best]).abs().median().item()
+        error = (given[4 + class_index[best], best] - confidence[best]).abs().median().item()
+        logger.info("%s on OpenVINO: boxes differ from torch's by %.3f pixels, confidences by %.5f", name, shift, error)
+        limits = _AGREEMENT[precision]
+        if shift > limits[0] or error > limits[1]:
+            raise ModelLoadError(
+                f"YOLO_MODEL={name} answers differently on OpenVINO (boxes by {shift:.2f} pixels, confidences by "
+                f"{error:.3f}); set RUNTIME=torch."
+            )
+        self._run, self.dtype, self.runtime = run_on_openvino, dtype, "openvino"
 
     def input_shape(self, pixels: Pixels) -> tuple[int, int]:
         """Height and width of the network's input for this picture."""
@@ -88,12 +142,17 @@ class Network:
         ]
 
     def _forward(self, boxed: Pixels) -> "torch.Tensor":
-        """The network's raw answer to uint8 RGB of shape (n, height, width, 3), one entry a picture."""
+        """The network's answer to uint8 RGB of shape (n, height, width, 3), one entry a picture."""
         import torch
 
         with torch.inference_mode():
-            batch = torch.from_numpy(boxed).to(self.device).permute(0, 3, 1, 2)
-            output: Any = self._network(batch.to(self.dtype).div_(255))
+            return self._run(boxed)
+
+    def _run_on_torch(self, boxed: Pixels) -> "torch.Tensor":
+        import torch
+
+        batch = torch.from_numpy(boxed).to(self.device).permute(0, 3, 1, 2)
+        output: Any = self._network(batch.to(self.dtype).div_(255))
         while isinstance(output, tuple | list):  # what concerns boxes comes first, then masks and raw values
             output = output[0]
         assert isinstance(output, torch.Tensor)
@@ -127,6 +186,39 @@ def _as_rows(boxes: "torch.Tensor") -> Rows:
     rows: Rows = boxes.float().cpu().numpy()
     half = rows[:, 2:4] / 2
     return np.hstack([rows[:, :2] - half, rows[:, :2] + half, rows[:, 4:]])
+
+
+def _head_values_of(network: Any) -> "torch.nn.Module":
+    """The network up to what its head decodes: distances of shape (n, 4 * bins, anchors), class logits."""
+    import torch
+
+    class HeadValues(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            output: Any = self.network(pictures)
+            while not isinstance(output, dict):  # beside what is decoded of it, and what concerns masks and poses
+                output = output[-1]
+            return output["boxes"], output["scores"]
+
+    return HeadValues().eval()
+
+
+def _decode(
+    head: Any, distances: "torch.Tensor", logits: "torch.Tensor", input_shape: tuple[int, ...]
+) -> "torch.Tensor":
+    """What a head makes of its values, without masks and poses: of shape (n, 4 + classes, anchors), in fp32."""
+    from ultralytics.nn.modules.head import Detect
+
+    # of the feature maps only the shapes are read
+    maps = [
+        distances.new_empty((1, 1, *(-(-side // int(stride)) for side in input_shape)))
+        for stride in head.stride.tolist()
+    ]
+    decoded: torch.Tensor = Detect._inference(head, {"boxes": distances, "scores": logits, "feats": maps})
+    return decoded
 
 
 def _decode_in_fp32(head: Any) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from visionstack.settings import ModelSettings
+from visionstack.settings import ModelSettings, Runtime
 
 
 class YoloSettings(ModelSettings):
@@ -12,5 +12,6 @@ class YoloSettings(ModelSettings):
 
     # a file, or the name of a checkpoint that ultralytics publishes
     yolo_model: str = Field("yolo11n.pt", min_length=1)
+    runtime: Runtime = "torch"
     # published checkpoints are looked for here, and downloaded to here
     weights_dir: Path = Path("data/weights")
