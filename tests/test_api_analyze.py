@@ -220,5 +220,18 @@ def test_a_thousand_own_tags(api: httpx2.Client) -> None:
     assert problem["errors"][0]["field"] in ("tags", "body")
 
 
-def test_an_empty_form_field_counts_as_absent(api: httpx2.Client) -> None:
-    assert len(ok(upload(api, "/analyze/clip/file", webp(1), limit=""))) == 5
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/analyze/clip/file", "limit"),
+        ("/analyze/clip/file", "tags"),
+        ("/analyze/all/file", "conf"),
+        ("/vectors/upsert/file", "collection"),
+        ("/vectors/upsert/file", "id"),
+        ("/vectors/upsert/file", "metadata_json"),
+        ("/vectors/search/file", "filter_metadata"),
+    ],
+)
+def test_an_empty_form_field_is_no_default(api: httpx2.Client, path: str, field: str) -> None:
+    problem = assert_problem(upload(api, path, webp(1), **{field: ""}), 422, "invalid_request")
+    assert problem["errors"][0]["field"] == field

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
-from fastapi import APIRouter, FastAPI, Form, Query, Request, UploadFile
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
 
 from visionstack.errors import (
     BodyTooLarge,
@@ -17,9 +17,11 @@ from visionstack.errors import (
     UnsupportedMediaType,
     UpstreamTimeout,
 )
+from visionstack.forms import MULTIPART, PictureFile, refuse_misfilled_fields
 from visionstack.inflight import time_left
 from visionstack.model_service import RAW_IMAGE_BODY, ModelService, create_model_app
 from visionstack.schemas import Embedding, EmbedTextRequest, Limit, TagList, TagScore
+from visionstack.schemas import Request as Fields
 from visionstack.web import problem_responses
 
 from .model import ClipModel, Item, Key
@@ -33,6 +35,12 @@ _MAX_FIELDS = 1001
 
 _TEXT_ERRORS = (BodyTooLarge, InvalidRequest, Overloaded, ServiceUnavailable, UpstreamTimeout)
 _PICTURE_ERRORS = problem_responses(ImageTooLarge, UnsupportedMediaType, InvalidImage, *_TEXT_ERRORS)
+
+
+class TagsForm(Fields):
+    file: PictureFile
+    tags: TagList
+    limit: Limit = 5
 
 
 def create_app(settings: ClipSettings, model: ClipModel) -> FastAPI:
@@ -79,17 +87,14 @@ def create_app(settings: ClipSettings, model: ClipModel) -> FastAPI:
             "/analyze/tags",
             tags=["analysis"],
             responses=_PICTURE_ERRORS,
+            dependencies=[Depends(refuse_misfilled_fields("tags"))],
             form_limits={"max_fields": _MAX_FIELDS, "max_files": 1},
         )
-        async def analyze_among_tags(
-            file: UploadFile,
-            tags: Annotated[TagList, Form()],
-            limit: Annotated[Limit, Form()] = 5,
-        ) -> list[TagScore]:
+        async def analyze_among_tags(form: Annotated[TagsForm, MULTIPART]) -> list[TagScore]:
             """The same for more tags than an address can hold. The file's own content type counts."""
-            pixels = await service.decode(await file.read(), file.content_type)
+            pixels = await service.decode(await form.file.read(), form.file.content_type)
             image = await service.predict("image", pixels)
-            return await tags_of(service, image, tags, limit)
+            return await tags_of(service, image, form.tags, form.limit)
 
         @router.post("/embed", tags=["vectors"], openapi_extra=RAW_IMAGE_BODY, responses=_PICTURE_ERRORS)
         async def embed(request: Request) -> Embedding:

@@ -13,14 +13,18 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
-    StrictInt,
-    StrictStr,
+    PlainValidator,
     StringConstraints,
+    WithJsonSchema,
 )
 
 DEFAULT_COLLECTION = "images"
 MAX_ORIGINAL_ID = 1024
 MAX_BATCH_ITEMS = 100
+# Of a filter: keys, parts of a dotted key, values in a list.
+MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES = 64, 5, 1000
+# The key under which the store keeps what is its own.
+PRIVATE_KEY = "_vision"
 
 CollectionName = Annotated[
     str,
@@ -49,13 +53,47 @@ ScoreThreshold = Annotated[
 ]
 ImageUrl = Annotated[
     str,
-    Field(description="Public http or https address of an image.", examples=["https://example.com/picture.webp"]),
+    Field(
+        description="Public http or https address of an image.",
+        examples=["https://example.com/picture.webp"],
+    ),
+]
+
+
+def _point_id(value: Any) -> int | str:
+    value = _whole(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("send an unsigned 64-bit integer or a text")
+    if isinstance(value, int):
+        if not 0 <= value < 2**64:
+            raise ValueError("an integer id lies between 0 and 2^64 - 1; send others as text")
+    elif not 0 < len(value) <= MAX_ORIGINAL_ID:
+        raise ValueError(f"a text id has 1 to {MAX_ORIGINAL_ID} characters")
+    return value
+
+
+TextId = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=MAX_ORIGINAL_ID,
+        description="Digits of an unsigned 64-bit integer or a UUID: kept. Any other text: replaced by a UUID derived"
+        " from it.",
+        examples=["img-001"],
+    ),
 ]
 PointId = Annotated[
-    Annotated[StrictInt, Field(ge=0, lt=2**64), _Whole] | StrictStr,
-    Field(
-        description="Unsigned 64-bit integer or UUID: kept. Any other text: replaced by a UUID derived from it.",
-        examples=["img-001"],
+    int | str,
+    PlainValidator(_point_id),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**64},
+                {"type": "string", "minLength": 1, "maxLength": MAX_ORIGINAL_ID},
+            ],
+            "description": "Unsigned 64-bit integer or UUID: kept. Any other text: replaced by a UUID derived from it.",
+            "examples": ["img-001"],
+        }
     ),
 ]
 
@@ -69,16 +107,55 @@ def _refuse_non_finite(value: Any) -> Any:
     return value
 
 
-Metadata = Annotated[dict[str, JsonValue], AfterValidator(_refuse_non_finite)]
+_Object = Annotated[dict[str, JsonValue], AfterValidator(_refuse_non_finite)]
+METADATA_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "description": "Any JSON object of at most 64 KiB that nests at most 64 deep; it comes back exactly as sent."
+    f" The key `{PRIVATE_KEY}` is reserved, and `_original_id` may only be the request's own id.",
+    "examples": [{"category": "wallpaper", "width": 3840}],
+}
+Metadata = Annotated[_Object, WithJsonSchema(METADATA_SCHEMA)]
+
+
+def _range_schema(bound: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": dict.fromkeys(("gte", "lte", "gt", "lt"), bound),
+        "additionalProperties": False,
+        "minProperties": 1,
+    }
+
+
+_SCALAR = {"type": ["string", "number", "boolean", "null"]}
+_KEY_PART = r'[^."\\]+'
+FILTER_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "description": "Exact value, list of values (any of), or a range `{gte, lte, gt, lt}` on numbers or RFC 3339 times;"
+    " keys may be dotted; ANDed.",
+    "maxProperties": MAX_CONDITIONS,
+    "propertyNames": {
+        "pattern": rf"^(?!{PRIVATE_KEY}(\.|$)){_KEY_PART}(\.{_KEY_PART}){{0,{MAX_DEPTH - 1}}}$",
+    },
+    "additionalProperties": {
+        "anyOf": [
+            _SCALAR,
+            {"type": "array", "items": _SCALAR, "minItems": 1, "maxItems": MAX_VALUES},
+            _range_schema({"type": "number"}),
+            _range_schema({"type": "string", "format": "date-time"}),
+        ]
+    },
+    "examples": [{"category": "wallpaper"}],
+}
+Filter = Annotated[_Object, WithJsonSchema(FILTER_SCHEMA)]
 Vector = Annotated[
     list[Annotated[float, Field(allow_inf_nan=False)]],
     Field(min_length=1, max_length=65536, description="The embedding; as long as the collection's `vector_dim`."),
 ]
-Tag = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+Tag = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"\S")]
 TagList = Annotated[
     list[Tag], Field(min_length=1, max_length=1000, description="Choose among these tags instead of the vocabulary.")
 ]
-SearchText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
+SearchText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000, pattern=r"\S")]
 
 
 class Request(BaseModel):
@@ -200,11 +277,7 @@ class PointFields(JsonRequest):
 class SearchFields(Request):
     limit: SearchLimit = 5
     score_threshold: ScoreThreshold | None = None
-    filter_metadata: Metadata | None = Field(
-        None,
-        description="Exact value, list of values (any of), or a range `{gte, lte, gt, lt}`; keys may be dotted; ANDed.",
-        examples=[{"category": "wallpaper"}],
-    )
+    filter_metadata: Filter | None = None
     collection: CollectionName = DEFAULT_COLLECTION
 
 

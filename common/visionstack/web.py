@@ -73,7 +73,7 @@ def create_base_app(
     serve_metrics: bool = True,
 ) -> FastAPI:
     """An app with the probes, the error shape and the middlewares; the caller adds its routes."""
-    app = FastAPI(
+    app = _App(
         title=title,
         description=description,
         version=__version__,
@@ -93,6 +93,22 @@ def create_base_app(
         validator=lambda value: _SANE_REQUEST_ID.match(value) is not None,
     )
     return app
+
+
+class _App(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """The document with whole bounds as integers, as they were meant: FastAPI makes floats of them all."""
+        if self.openapi_schema is None:
+            self.openapi_schema = _whole_bounds(super().openapi())
+        return self.openapi_schema
+
+
+def _whole_bounds(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {key: _whole_bounds(value) for key, value in part.items()}
+    if isinstance(part, list):
+        return [_whole_bounds(value) for value in part]
+    return int(part) if isinstance(part, float) and part.is_integer() else part
 
 
 def problem_responses(*errors: type[VisionError]) -> dict[int | str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends
 from fastapi.routing import APIRoute
 
 from visionstack.errors import VisionError
+from visionstack.forms import MULTIPART, refuse_misfilled_fields
 from visionstack.schemas import (
     AllOptions,
     AllUrlRequest,
@@ -25,7 +26,7 @@ from visionstack.schemas import (
 )
 from visionstack.web import problem_of
 
-from .forms import MULTIPART, AllForm, BlipForm, ClipForm, YoloForm, refuse_repeated_fields
+from .forms import AllForm, BlipForm, ClipForm, YoloForm
 from .intake import Intake, Received
 from .responses import FILE_PROBLEMS, URL_PROBLEMS
 from .services import Services
@@ -46,7 +47,7 @@ def analyze_routers(
         tags=["analyze"],
         route_class=file_route,
         responses=FILE_PROBLEMS,
-        dependencies=[Depends(refuse_repeated_fields)],
+        dependencies=[Depends(refuse_misfilled_fields("tags"))],
     )
 
     @by_url.post("/clip")

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from starlette.convertors import Convertor, register_url_convertor
 
 from visionstack.errors import UpstreamTimeout, VisionError
+from visionstack.forms import MULTIPART, EmbedForm, SearchForm, UpsertForm, refuse_misfilled_fields
 from visionstack.inflight import holding_apart, time_left
 from visionstack.model_service import PPM_TYPE
 from visionstack.peers import json_bytes
@@ -43,7 +44,6 @@ from visionstack.schemas import (
 )
 from visionstack.web import problem_of
 
-from .forms import MULTIPART, EmbedForm, SearchForm, UpsertForm, refuse_repeated_fields
 from .intake import Intake, Received
 from .responses import (
     COLLECTION_PROBLEMS,
@@ -160,7 +160,7 @@ def vectors_routers(
     router = APIRouter(prefix="/vectors", tags=["vectors"], route_class=json_route)
     batch = APIRouter(prefix="/vectors", tags=["vectors"], route_class=batch_route)
     by_file = APIRouter(
-        prefix="/vectors", tags=["vectors"], route_class=file_route, dependencies=[Depends(refuse_repeated_fields)]
+        prefix="/vectors", tags=["vectors"], route_class=file_route, dependencies=[Depends(refuse_misfilled_fields())]
     )
 
     @router.post("/upsert", responses=VECTOR_URL_PROBLEMS)

@@ -6,17 +6,15 @@ a part of a path, because they may hold anything.
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, FastAPI, Form, Query, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, FastAPI, Query, Response, UploadFile
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
-from pydantic import BeforeValidator
 
 from visionstack.errors import (
     CollectionExists,
@@ -32,10 +30,10 @@ from visionstack.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
+from visionstack.forms import MULTIPART, EmbedForm, SearchForm, UpsertForm, refuse_misfilled_fields
 from visionstack.routes import limited_route
 from visionstack.schemas import (
     DEFAULT_COLLECTION,
-    MAX_ORIGINAL_ID,
     Collection,
     CollectionDeleted,
     CollectionName,
@@ -45,15 +43,12 @@ from visionstack.schemas import (
     Embedding,
     EmbedTextRequest,
     Hit,
-    Metadata,
     Point,
     PointFields,
-    ScoreThreshold,
-    SearchFields,
-    SearchLimit,
     SearchTextRequest,
     SearchVectorRequest,
     ServiceStatus,
+    TextId,
     Upserted,
     UpsertVectorRequest,
 )
@@ -78,19 +73,6 @@ _VECTOR_ERRORS = (CollectionNotFound, CollectionExists, DimensionMismatch, *_STO
 _PICTURE_ERRORS = (ImageTooLarge, UnsupportedMediaType, InvalidImage)
 
 CollectionQuery = Annotated[CollectionName, Query()]
-TextId = Annotated[str, Query(min_length=1, max_length=MAX_ORIGINAL_ID)]
-
-
-def _json_object(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        raise ValueError("is not valid JSON, or nests too deep") from None
-
-
-JsonForm = Annotated[Metadata | None, BeforeValidator(_json_object, json_schema_input_type=str), Form()]
 
 
 def _end_process() -> None:
@@ -173,7 +155,7 @@ class _Readiness:
 
 
 def _file_routes(service: VectorService, embedder: Embedder, route: type[APIRoute]) -> APIRouter:
-    router = APIRouter(route_class=route)
+    router = APIRouter(route_class=route, dependencies=[Depends(refuse_misfilled_fields())])
 
     def embed(file: UploadFile) -> Embed:
         async def embed_file() -> Embedding:
@@ -182,37 +164,20 @@ def _file_routes(service: VectorService, embedder: Embedder, route: type[APIRout
         return embed_file
 
     @router.post("/upsert/file", responses=problem_responses(*_PICTURE_ERRORS, *_VECTOR_ERRORS))
-    async def upsert_file(
-        request: Request,
-        file: UploadFile,
-        id: Annotated[str | None, Form()] = None,
-        metadata_json: JsonForm = None,
-        collection: Annotated[CollectionName, Form()] = DEFAULT_COLLECTION,
-    ) -> Upserted:
+    async def upsert_file(form: Annotated[UpsertForm, MULTIPART]) -> Upserted:
         """Embed a picture and store it."""
-        if id is None and "id" in await request.form():
-            id = ""  # sent empty, which is not the same as not sent
-        fields = PointFields(id=id, metadata=metadata_json, collection=collection)
-        return await service.upsert_embedded(fields, embed(file))
+        fields = PointFields(id=form.id, metadata=form.metadata_json, collection=form.collection)
+        return await service.upsert_embedded(fields, embed(form.file))
 
     @router.post("/search/file", responses=problem_responses(*_PICTURE_ERRORS, *_VECTOR_ERRORS))
-    async def search_file(
-        file: UploadFile,
-        limit: Annotated[SearchLimit, Form()] = 5,
-        score_threshold: Annotated[ScoreThreshold | None, Form()] = None,
-        filter_metadata: JsonForm = None,
-        collection: Annotated[CollectionName, Form()] = DEFAULT_COLLECTION,
-    ) -> list[Hit]:
+    async def search_file(form: Annotated[SearchForm, MULTIPART]) -> list[Hit]:
         """Stored points similar to a picture, best first."""
-        fields = SearchFields(
-            limit=limit, score_threshold=score_threshold, filter_metadata=filter_metadata, collection=collection
-        )
-        return await service.search_embedded(fields, embed(file))
+        return await service.search_embedded(form, embed(form.file))
 
     @router.post("/embed/file", responses=problem_responses(*_PICTURE_ERRORS, *_STORE_ERRORS))
-    async def embed_file(file: UploadFile) -> Embedding:
+    async def embed_file(form: Annotated[EmbedForm, MULTIPART]) -> Embedding:
         """The vector of a picture."""
-        return await embed(file)()
+        return await embed(form.file)()
 
     return router
 
@@ -279,14 +244,14 @@ def _json_routes(service: VectorService, embedder: Embedder, route: type[APIRout
 
     @router.get("/points", responses=point_errors, response_model_exclude_unset=True)
     async def get_point(
-        id: TextId, collection: CollectionQuery = DEFAULT_COLLECTION, with_vector: bool = False
+        id: Annotated[TextId, Query()], collection: CollectionQuery = DEFAULT_COLLECTION, with_vector: bool = False
     ) -> Point:
         """One point."""
         return await service.point(collection, id, with_vector=with_vector)
 
     @router.get("/points/by-original-id", responses=point_errors, response_model_exclude_unset=True)
     async def get_point_by_original_id(
-        id: TextId, collection: CollectionQuery = DEFAULT_COLLECTION, with_vector: bool = False
+        id: Annotated[TextId, Query()], collection: CollectionQuery = DEFAULT_COLLECTION, with_vector: bool = False
     ) -> Point:
         """The point that was stored under an id of the caller's own."""
         return await service.point_by_original_id(collection, id, with_vector=with_vector)

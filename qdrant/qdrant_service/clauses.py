@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from visionstack.schemas import PRIVATE_KEY
+
 from .filters import AnyOf, Condition, NumberRange, Path, Scalar, TimeRange
-from .payload import MATCH_KEY, ORIGINAL_ID_KEY, PRIVATE_KEY, is_kept, is_matched_integer, match_text
+from .payload import MATCH_KEY, ORIGINAL_ID_KEY, is_kept, is_matched_integer, match_text
 
 IndexKind = Literal["keyword", "bool", "float"]
 

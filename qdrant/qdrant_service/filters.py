@@ -18,13 +18,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from visionstack.errors import InvalidRequest
+from visionstack.schemas import MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES, PRIVATE_KEY
 
 from .ids import is_unicode
-from .payload import PRIVATE_KEY
-
-MAX_CONDITIONS = 64
-MAX_DEPTH = 5
-MAX_VALUES = 1000
 
 Scalar = str | bool | int | float | None
 Path = tuple[str, ...]

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from visionstack.errors import InvalidRequest
+from visionstack.schemas import PRIVATE_KEY
 
-PRIVATE_KEY = "_vision"
 ORIGINAL_ID_KEY = "_original_id"
 MATCH_KEY = "match"
 MAX_METADATA_BYTES = 64 * 1024
