@@ -1,6 +1,7 @@
 """Three model services on one machine: what each does alone with all cores, and what they do at the same time.
 
-Alone means a service started by itself; together means those of the stack as `make run` starts it.
+Alone means a service started by itself; together means those of the stack as `make run` starts it, once by torch and
+once with `RUNTIME=openvino`.
 """
 
 from contextlib import ExitStack
@@ -28,16 +29,20 @@ _PICTURES_A_SECOND = {"clip": 200, "blip": 5, "yolo": 60}
 def measure(session: Session) -> Part:
     part = Part()
     with ExitStack() as exits:
-        stack = exits.enter_context(running_stack(session))
+        stacks = {
+            "together": exits.enter_context(running_stack(session)),
+            "openvino": exits.enter_context(running_stack(session, RUNTIME="openvino")),
+        }
         alone = {name: exits.enter_context(service(name, **session.model_settings)) for name in _LOADS}
         part.facts["services"] = {name: status_of(server) for name, server in alone.items()}
-        together = {name: stack.direct(name, load["path"]) for name, load in _LOADS.items()}
         seconds = session.choose(30, 15)
         steps = [
             (f"{name} alone", partial(_measure, session, part, "alone", {name: target}, seconds))
             for name, target in ((name, {"url": server.url + _LOADS[name]["path"]}) for name, server in alone.items())
         ]
-        steps.append(("all three", partial(_measure, session, part, "together", together, 2 * seconds)))
+        for how, stack in stacks.items():
+            targets = {name: stack.direct(name, load["path"]) for name, load in _LOADS.items()}
+            steps.append((f"all three, {how}", partial(_measure, session, part, how, targets, 2 * seconds)))
         in_turn(session.repetitions, steps)
     return part
 

@@ -17,12 +17,14 @@ def measure(session: Session) -> Part:
     weights, threads = str(session.weights.yolo), available_cores()
     with ExitStack() as stack:
         yolo = stack.enter_context(service("yolo", YOLO_MODEL=weights))
+        openvino = stack.enter_context(service("yolo", YOLO_MODEL=weights, RUNTIME="openvino"))
         part.facts["service"] = status_of(yolo)
         bare = stack.enter_context(Child("bare_yolo.py"))
         for kind in _BARE:
             bare.call("load", kind=kind, weights=weights, precision=part.facts["service"]["precision"], threads=threads)
         steps = [
             ("yolo service", partial(_service, session, part, yolo)),
+            ("yolo service on OpenVINO", partial(_in_flight, session, part, "openvino", openvino)),
             *((f"bare {kind}", partial(_child, session, part, f"bare-{kind}", bare, {"kind": kind})) for kind in _BARE),
         ]
         try:
@@ -40,9 +42,14 @@ def measure(session: Session) -> Part:
 
 
 def _service(session: Session, part: Part, yolo: Server) -> None:
+    _in_flight(session, part, "service", yolo)
     target = {"url": f"{yolo.url}/analyze"}
-    part.add_load("yolo.service", session.closed(target, _PICTURE, _IN_FLIGHT, session.choose(60, 12)))
     part.add_load("yolo.service.1", session.closed(target, _PICTURE, 1, session.choose(24, 6)))
+
+
+def _in_flight(session: Session, part: Part, name: str, yolo: Server) -> None:
+    target = {"url": f"{yolo.url}/analyze"}
+    part.add_load(f"yolo.{name}", session.closed(target, _PICTURE, _IN_FLIGHT, session.choose(60, 12)))
 
 
 def _child(session: Session, part: Part, name: str, child: Child, arguments: dict[str, str]) -> None:

@@ -55,7 +55,7 @@ def running_stack(
     models = {} if bundled else session.model_settings
     environment = clean_environment() | models | {"CACHE_DIR": str(DATA / "cache"), "LOG_FORMAT": "json"} | settings
     ready: dict[str, float] = {}
-    log_path = DATA / "logs/stack.log"
+    log_path = DATA / f"logs/stack-{settings.get('RUNTIME', 'torch')}.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=DATA, prefix="stack-") as folder, log_path.open("w") as log:
 
@@ -67,6 +67,7 @@ def running_stack(
 
         if vectors is not None:
             environment["QDRANT_PATH"] = str(vectors)
+        environment["RESULT_CACHE_BYTES"] = "0"  # each answer is to be worked for
         # an empty limit means none, but for the local runner it would be unset
         environment["RATE_LIMIT"] = "100000/second"
         with Stack(environment, sink=sink, data_dir=Path(folder)) as stack:

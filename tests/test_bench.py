@@ -203,11 +203,11 @@ def complete_record(path: Path) -> Record:
         "versions": {"torch": "2.0"}, "changed_files": [], "boot": "1", "quick": False,
     }  # fmt: skip
     loads = [f"clip.{name}.{n}" for name in ("service", "bare-torch", "bare-own", "LitServe") for n in (1, 8, 32)]
-    loads += ["yolo.service", "yolo.service.1", "yolo.bare-torch", "yolo.bare-own", "yolo.predict"]
+    loads += ["yolo.service", "yolo.service.1", "yolo.openvino", "yolo.bare-torch", "yolo.bare-own", "yolo.predict"]
     loads += ["blip.service.1x1", "blip.service.3x1", "blip.service.1x4", "blip.generate.1", "blip.generate.3"]
     loads += [f"gateway.{way}.{n}" for way in ("gateway", "direct") for n in (1, 8)]
     loads += [f"all.{path}" for path in ("all", "clip", "blip", "yolo")]
-    loads += [f"shared.{name}.{how}" for name in ("clip", "blip", "yolo") for how in ("alone", "together")]
+    loads += [f"shared.{name}.{how}" for name in ("clip", "blip", "yolo") for how in ("alone", "together", "openvino")]
     loads += [f"vectors.{points}.written" for points in (1000, 10_000, 100_000)]
     loads += ["vectors.100000.upsert", "vectors.by_picture.search", "vectors.by_picture.embed"]
     loads += [f"sizes.picture.{size}" for size in (1, 8, 33)]
