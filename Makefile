@@ -28,12 +28,13 @@ e2e: install ## build the images and test them as containers, with Docker (ARGS=
 bench: install ## measure against bare models and peers; writes docs/performance.md (ARGS=--quick for a first look)
 	PYTHONPATH=tools:yolo $(python) bench/run.py $(ARGS)
 
-check: install ## style, types, locks and documentation, changing nothing
+check: install ## style, types, locks, known weaknesses and documentation, changing nothing
 	$(python) -m ruff check
 	$(python) -m ruff format --check
 	$(python) -m mypy
 	set -e; for main in */main.py; do echo $(python) -m mypy $$main; $(python) -m mypy $$main; done
 	$(python) tools/lock.py --check
+	$(python) tools/audit.py
 	$(python) -m pytest -q tests/test_tooling.py
 
 fix: install ## what ruff can mend by itself

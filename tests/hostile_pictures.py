@@ -274,4 +274,22 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "gif": lambda: gif((7071, 7071), gif_frame()),
     "jpeg with a lying header": lambda: jpeg_with_size(jpeg(), 7071, 7071),
     "progressive jpeg": lambda: slow_jpeg(7071, 90),
+    "16-bit rgba png": lambda: png_zeros(7071, 7071, depth=16, colour=RGBA),
+    "interlaced png": lambda: png_zeros(7071, 7071, depth=8, colour=RGB, interlaced=True),
+    "lossy webp": lambda: encoded(Image.new("RGB", (7071, 7071)), "WEBP", quality=1, method=0),
+    "avif": lambda: encoded(Image.new("RGB", (7071, 7071)), "AVIF", quality=1, speed=10),
+    "cmyk jpeg": lambda: encoded(Image.new("CMYK", (7071, 7071)), "JPEG"),
+} | {
+    row.name: row.make
+    for row in HOSTILE
+    if row.name
+    in (
+        "gif of 20,000 frames",
+        "png that inflates to 200 MB",
+        "gif of random codes",
+        "compressed text bomb",
+        "16 MB of colour profile",
+        "png of 100,000 empty chunks",
+        "10 MB of gif comment",
+    )
 }

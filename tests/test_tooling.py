@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pydantic import SecretStr
 
+import audit
 from lock import SERVICES, SOURCES, differences, pins
 from visionstack.settings import ServiceSettings
 
@@ -268,6 +269,58 @@ def readme_variables(text: str) -> Iterator[tuple[str, str | None]]:
         if match := re.match(r"\| `([A-Z][A-Z0-9_]*)` \|(.*?)\|", line):
             literal = re.fullmatch(r"`(.*)`|", match[2].strip())
             yield match[1], (literal[1] or "") if literal else None
+
+
+class TestAudit:
+    def test_a_known_weakness_is_found_among_others(self) -> None:
+        weakness = {"id": "PYSEC-1", "fix_versions": ["1.1"], "aliases": [], "description": ""}
+        answer = {
+            "dependencies": [
+                {"name": "a", "version": "1.0", "vulns": [weakness, weakness | {"fix_versions": []}]},
+                {"name": "b", "version": "1.0", "vulns": []},
+                {"name": "c", "skip_reason": "not found"},
+            ],
+            "fixes": [],
+        }
+        assert audit.read(answer) == audit.Audit(
+            found={"a==1.0": ["PYSEC-1, mended in 1.1", "PYSEC-1, mended in no version yet"]},
+            not_asked={"c": "not found"},
+        )
+
+    def test_without_an_answer_nothing_is_audited_and_nothing_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("HTTPS_PROXY", "https_proxy"):
+            monkeypatch.setenv(name, "http://127.0.0.1:1")  # where nobody listens
+        result = audit.audit(["certifi==2026.1.1"])
+        assert result.found == {}
+        assert list(result.not_asked) == ["certifi==2026.1.1"]
+
+    @pytest.mark.parametrize(
+        ("result", "status", "line"),
+        [
+            (audit.Audit(), 0, "0 with known weaknesses"),
+            (audit.Audit(not_asked={"fastapi": "nobody answers"}), 0, "NOT AUDITED: 1 of"),
+            (audit.Audit(found={"fastapi==0": ["PYSEC-1"]}), 1, "fastapi==0 (): PYSEC-1"),
+            (audit.Audit(found={"fastapi==0": ["PYSEC-1"]}, not_asked={"a": "b"}), 1, "NOT AUDITED: 1 of"),
+        ],
+    )
+    def test_only_a_finding_fails(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        result: audit.Audit,
+        status: int,
+        line: str,
+    ) -> None:
+        asked: list[str] = []
+
+        def answer(packages: list[str]) -> audit.Audit:
+            asked.extend(packages)
+            return result
+
+        monkeypatch.setattr(audit, "audit", answer)
+        assert audit.main() == status
+        assert line in capsys.readouterr().out
+        assert {pin.partition("==")[0] for pin in asked} > {"fastapi", "torch", "transformers", "ultralytics"}
 
 
 def test_readme_rows_are_understood() -> None:

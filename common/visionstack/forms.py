@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from fastapi import File, Form, Request, UploadFile
 from pydantic import BeforeValidator, GetJsonSchemaHandler, WithJsonSchema
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
 
 from .errors import InvalidRequest
 from .schemas import (
@@ -38,7 +37,7 @@ PictureFile = Annotated[
 class _NoNull:
     """A form has no null; what is not wanted is left out."""
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         parts: list[JsonSchemaValue] = handler(schema)["anyOf"]
         return next(part for part in parts if part != {"type": "null"})
 

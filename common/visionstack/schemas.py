@@ -117,16 +117,14 @@ METADATA_SCHEMA: dict[str, Any] = {
 Metadata = Annotated[_Object, WithJsonSchema(METADATA_SCHEMA)]
 
 
-def _range_schema(bound: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": dict.fromkeys(("gte", "lte", "gt", "lt"), bound),
-        "additionalProperties": False,
-        "minProperties": 1,
-    }
-
-
 _SCALAR = {"type": ["string", "number", "boolean", "null"]}
+_RANGE = {
+    "type": "object",
+    "description": "All bounds are numbers, or all are RFC 3339 times.",
+    "properties": {key: {"type": ["number", "string"], "format": "date-time"} for key in ("gte", "lte", "gt", "lt")},
+    "additionalProperties": False,
+    "minProperties": 1,
+}
 _KEY_PART = r'[^."\\]+'
 FILTER_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -140,8 +138,7 @@ FILTER_SCHEMA: dict[str, Any] = {
         "anyOf": [
             _SCALAR,
             {"type": "array", "items": _SCALAR, "minItems": 1, "maxItems": MAX_VALUES},
-            _range_schema({"type": "number"}),
-            _range_schema({"type": "string", "format": "date-time"}),
+            _RANGE,
         ]
     },
     "examples": [{"category": "wallpaper"}],
