@@ -20,7 +20,7 @@ test: install ## all tests (ARGS="-k name" for some)
 security: install ## the tests behind docs/security.md in their long form, about an hour, and that page (ARGS="-k name": some of them, no page)
 	@mkdir -p data
 	$(python) -m pytest -m security --thorough --junitxml=data/security.xml $(ARGS); status=$$?; \
-	  $(python) tools/security_report.py data/security.xml $(if $(ARGS),,docs/security.md) && exit $$status
+	  $(python) tools/security_report.py data/security.xml $(if $(ARGS),,--page docs/security.md) && exit $$status
 
 e2e: install ## build the images and test them as containers, with Docker (ARGS="-k name" for some)
 	$(python) -m pytest tests/e2e -v -rs $(ARGS)

@@ -65,7 +65,7 @@ def check(
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", *options, "--checks", "all"]
     command += ["--no-color", "--report", "json", "--report-json-path", str(report), "--generation-database", "none"]
     if thorough:
-        command += ["--phases", "examples,coverage,fuzzing,stateful", "--max-examples", "1000"]
+        command += ["--phases", "examples,coverage,fuzzing,stateful", "--max-examples", "200"]
     else:  # without the random phases, and the rest alike each time
         command += ["--phases", "examples,coverage", "--seed", "1"]
     done = subprocess.run(

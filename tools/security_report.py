@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -36,11 +37,11 @@ class Report:
     failed: list[str] = field(default_factory=list)
 
 
-def read(xml: str) -> Report:
-    """What a JUnit file of pytest holds. Raises `Malformed`."""
+def read(*files: str) -> Report:
+    """What JUnit files of pytest hold, of one run or of several that share the tests. Raises `Malformed`."""
     report = Report()
-    # the file was written by the test run just now
-    for case in ElementTree.fromstring(xml).iter("testcase"):  # noqa: S314
+    # the files were written by the test runs just now
+    for case in chain.from_iterable(ElementTree.fromstring(xml).iter("testcase") for xml in files):  # noqa: S314
         name = f"{case.get('classname', '').removeprefix('tests.')}.{case.get('name', '')}"
         if (skipped := case.find("skipped")) is not None:
             report.skipped.setdefault(skipped.get("message", ""), []).append(name)
@@ -111,11 +112,11 @@ def _lines_of(path: str) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("junit", type=Path, help="the test run's --junitxml file")
-    parser.add_argument("page", type=Path, nargs="?", help="where the page goes (default: the terminal)")
+    parser.add_argument("junit", type=Path, nargs="+", help="the test runs' --junitxml files")
+    parser.add_argument("--page", type=Path, help="where the page goes (default: the terminal)")
     arguments = parser.parse_args()
     try:
-        report = read(arguments.junit.read_text("utf-8"))
+        report = read(*(path.read_text("utf-8") for path in arguments.junit))
     except Malformed as exc:
         print(f"security_report: {exc}", file=sys.stderr)
         return 1
