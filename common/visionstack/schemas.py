@@ -148,11 +148,13 @@ Vector = Annotated[
     list[Annotated[float, Field(allow_inf_nan=False)]],
     Field(min_length=1, max_length=65536, description="The embedding; as long as the collection's `vector_dim`."),
 ]
-Tag = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"\S")]
+# U+0085 is stripped like any space, which `\s` means only in some of the languages that read the document
+_NOT_BLANK = r"[^\s\x85]"
+Tag = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=_NOT_BLANK)]
 TagList = Annotated[
     list[Tag], Field(min_length=1, max_length=1000, description="Choose among these tags instead of the vocabulary.")
 ]
-SearchText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000, pattern=r"\S")]
+SearchText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000, pattern=_NOT_BLANK)]
 
 
 class Request(BaseModel):
