@@ -208,6 +208,14 @@ async def test_an_idle_connection_ends_and_not_before_its_time() -> None:
         assert asyncio.get_running_loop().time() - started > 0.9
 
 
+async def test_a_connection_whose_body_came_after_the_answer_ends_when_it_is_idle() -> None:
+    async with serving(keep_alive_s=1) as server, connected(server) as client:
+        await client.say("POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n")
+        await client.answer()
+        await client.say("abc")
+        await client.is_ended()
+
+
 async def test_a_client_that_does_not_read_is_cut_off() -> None:
     async with serving(stalled_s=QUICK_S) as server:
         with socket.socket() as deaf:
