@@ -293,13 +293,13 @@ async def test_work_ends_with_its_time() -> None:
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_work_for_a_client_that_left_is_cancelled(method: str) -> None:
-    service = Service()
+    service = Service(timeout_s=600)  # its own time would end it, too
     connection = Connection(service, method, "/work", {"content-length": "1"} if method == "POST" else {})
     if method == "POST":
         connection.body(b"x")
     await until(lambda: service.started > 0)
     connection.leave()
-    await connection.done
+    await until(connection.done.done)
     assert service.cancelled == service.started
     assert connection.sent[0]["status"] == 499
 
