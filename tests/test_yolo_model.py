@@ -242,9 +242,9 @@ def test_a_network_without_exact_decoding_stays_in_fp32(checkpoints: Checkpoints
 # --- its surroundings ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", ["yolo26n", "yolov8n-seg", "yolo11n-pose"])
-def test_openvino_answers_as_torch_does(checkpoints: Checkpoints, config: str) -> None:
-    on_torch, on_openvino = (make_model(checkpoints(config), runtime=runtime) for runtime in ("torch", "openvino"))
+def test_openvino_answers_as_torch_does(checkpoints: Checkpoints) -> None:
+    path = checkpoints("yolov8n-seg")  # of its output, boxes are only a part
+    on_torch, on_openvino = (make_model(path, runtime=runtime) for runtime in ("torch", "openvino"))
     on_torch.load()
     assert on_openvino.load().runtime == "openvino"
     pictures = [blocks(240, 400), blocks(480, 800)]
