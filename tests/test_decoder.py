@@ -205,6 +205,17 @@ async def test_a_picture_that_computes_for_too_long_is_killed_and_the_next_is_an
         assert pid not in decoder_processes()
 
 
+async def test_a_worker_that_is_stuck_without_computing_is_killed_and_the_next_picture_answered() -> None:
+    async with running() as decoder:
+        (pid,) = decoder_processes()
+        patience_s, decoder._wall_s = decoder._wall_s, 0.3
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(InvalidImage):
+            await asyncio.wait_for(decoder.decode(PNG), DEADLINE_S)
+        decoder._wall_s = patience_s
+        check_png(await decoder.decode(PNG))
+
+
 async def test_cpu_seconds_are_counted_for_each_picture_alone() -> None:
     data = png_zeros(3000, 3000)
     async with running(replace(LIMITS, decode_timeout_s=0.5)) as decoder:
