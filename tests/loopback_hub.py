@@ -7,11 +7,11 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-_COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from model_hub import GATED, NO_FILE, NO_REPOSITORY, Answer, hub_handler
 
 
 class LoopbackHub:
@@ -21,45 +21,26 @@ class LoopbackHub:
     """
 
     def __init__(self, folder: Path) -> None:
-        tokens: list[str] = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_HEAD(self) -> None:
-                self.answer()
-
-            def do_GET(self) -> None:
-                self.wfile.write(self.answer())
-
-            def answer(self) -> bytes:
-                tokens.append(self.headers.get("authorization", ""))
-                if "/here/gated/" in self.path:
-                    return self.send(403, {"X-Error-Code": "GatedRepo"})
-                if "/here/model/" not in self.path:
-                    return self.send(401, {"X-Error-Code": "RepoNotFound"})
-                file = folder / self.path.rpartition("/")[2]
-                if not self.path.startswith("/here/model/resolve/main/") or not file.is_file():
-                    return self.send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": _COMMIT})
-                return self.send(200, {"X-Repo-Commit": _COMMIT, "ETag": f'"{file.name}"'}, file.read_bytes())
-
-            def send(self, status: int, headers: dict[str, str], content: bytes = b"") -> bytes:
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                return content
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self.tokens = tokens
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.tokens: list[str] = []
+        self._folder = folder
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), hub_handler(self._find))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def _find(self, path: str, authorization: str) -> Answer:
+        self.tokens.append(authorization)
+        if "/here/gated/" in path:
+            return GATED
+        if "/here/model/" not in path:
+            return NO_REPOSITORY
+        file = self._folder / path.rpartition("/")[2]
+        if not path.startswith("/here/model/resolve/main/") or not file.is_file():
+            return NO_FILE
+        return Answer(200, content=file.read_bytes(), name=file.name)
 
 
 @contextmanager

@@ -1,11 +1,12 @@
-"""What processes hold, as Linux tells it: memory, open files, threads. Each process is counted with its children."""
+"""What processes hold: memory, open files, threads. Each process is counted with its children."""
 
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,30 +21,25 @@ class Held:
 
 def held_by(pid: int) -> Held:
     """Files and threads are those of the process itself: its children come and go."""
-    family = list(_family(pid))
+    process = psutil.Process(pid)
+    family = [process, *process.children(recursive=True)]
     return Held(sum(map(_proportional_bytes, family)), len(family), _files(pid), _threads(pid))
 
 
-def _family(pid: int) -> Iterator[int]:
-    yield pid
-    for task in _entries(f"/proc/{pid}/task"):
-        with contextlib.suppress(OSError):
-            for child in (task / "children").read_text().split():
-                yield from _family(int(child))
+def _proportional_bytes(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except psutil.NoSuchProcess:
+        return 0
 
 
-def _proportional_bytes(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return 0
+# psutil leaves out sockets and pipes where it names files, and the names of threads.
 
 
 def _files(pid: int) -> Counter[str]:
     found: Counter[str] = Counter()
-    for entry in _entries(f"/proc/{pid}/fd"):
-        with contextlib.suppress(OSError):
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
             target = os.readlink(entry)
             found[target.partition(":[")[0] if ":[" in target else target] += 1
     return found
@@ -51,13 +47,7 @@ def _files(pid: int) -> Counter[str]:
 
 def _threads(pid: int) -> Counter[str]:
     found: Counter[str] = Counter()
-    for entry in _entries(f"/proc/{pid}/task"):
-        with contextlib.suppress(OSError):
+    for entry in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # ended meanwhile
             found[(entry / "comm").read_text().strip()] += 1
     return found
-
-
-def _entries(folder: str) -> list[Path]:
-    with contextlib.suppress(OSError):
-        return list(Path(folder).iterdir())
-    return []

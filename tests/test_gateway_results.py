@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from gateway_process import gateway
 from gateway_service.app import create_app
 from gateway_service.intake import Decoded, Received
+from gateway_service.metrics import metrics_server
 from gateway_service.results import Kept, Key, ResultCache
 from gateway_service.services import Services
 from gateway_service.settings import GatewaySettings
@@ -248,6 +250,18 @@ async def test_a_picture_is_decoded_once_for_all_and_for_nobody_once_all_have_le
         assert both[0] is both[1]
         assert (both[0].info.format, calls, capacity.bytes) == ("png", 2, 4)
     assert capacity.bytes == 0
+
+
+def test_a_port_that_the_metrics_cannot_have_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(OSError, match=f"METRICS_PORT={port}"),
+            metrics_server(CollectorRegistry(), port, "127.0.0.1"),
+        ):
+            pass
 
 
 def test_real_services_work_once_and_anew_after_a_restart(stack: Stack) -> None:

@@ -1,13 +1,16 @@
 """What the hub's errors become, however deep a library has wrapped them."""
 
+import contextlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx2
 import pytest
+from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from visionstack.hub import load_errors, prepare_hub
+from visionstack.hub import cached_first, load_errors, prepare_hub
 from visionstack.model_service import ModelLoadError
 
 SECRET_ADDRESS = "https://hub.example/here/model/resolve/main/config.json"
@@ -36,6 +39,27 @@ def wrapped(error: Exception) -> Exception:
             raise RuntimeError("Failed initial load") from exc
     except RuntimeError as exc:
         return exc
+
+
+def test_only_what_the_cache_lacks_is_asked_for_twice_and_what_is_on_disk_is_not(tmp_path: Path) -> None:
+    def loads(name: str, succeeds: Callable[[bool], bool]) -> list[bool]:
+        """Whether the hub was out of sight at each attempt."""
+        attempts: list[bool] = []
+
+        def load() -> None:
+            attempts.append(constants.is_offline_mode())
+            if not succeeds(attempts[-1]):
+                raise OSError("no such file")
+
+        with contextlib.suppress(OSError):
+            cached_first(name, load)
+        return attempts
+
+    assert not constants.is_offline_mode()
+    assert loads("here/model", lambda offline: True) == [True]
+    assert loads("here/model", lambda offline: not offline) == [True, False]
+    assert loads(str(tmp_path), lambda offline: False) == [False]
+    assert not constants.is_offline_mode()
 
 
 def sentence(error: Exception) -> str:

@@ -29,9 +29,13 @@ class Malformed(Exception):
 
 @dataclass(slots=True)
 class Report:
-    """`sections[section][row][column]` is the value as text; `skipped` and `failed` name tests, skipped with reason."""
+    """Of `runs` test runs; `sections[section][row][column]` is the value as text.
+
+    `skipped` and `failed` name tests, skipped with reason.
+    """
 
     passed: int = 0
+    runs: int = 1
     sections: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
     skipped: dict[str, list[str]] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
@@ -39,7 +43,7 @@ class Report:
 
 def read(*files: str) -> Report:
     """What JUnit files of pytest hold, of one run or of several that share the tests. Raises `Malformed`."""
-    report = Report()
+    report = Report(runs=len(files))
     # the files were written by the test runs just now
     for case in chain.from_iterable(ElementTree.fromstring(xml).iter("testcase") for xml in files):  # noqa: S314
         name = f"{case.get('classname', '').removeprefix('tests.')}.{case.get('name', '')}"
@@ -68,7 +72,7 @@ def _properties(case: ElementTree.Element) -> Iterator[tuple[str, str]]:
 
 def render(report: Report, *, machine: str, date: str) -> str:
     """The page."""
-    parts = [_HEAD, f"Run on {date}: {machine}. {report.passed} tests passed.\n"]
+    parts = [_HEAD, f"Run on {date}: {machine}. {report.passed} tests passed{_of_runs(report.runs)}.\n"]
     if report.failed:
         parts.append("**FAILED**, so that the figures below are not to be trusted:\n")
         parts.append("\n".join(f"- `{name}`" for name in report.failed) + "\n")
@@ -77,6 +81,10 @@ def render(report: Report, *, machine: str, date: str) -> str:
         parts.append("\n".join(_skip_line(reason, names) for reason, names in sorted(report.skipped.items())) + "\n")
     parts += [_table(section, rows) for section, rows in sorted(report.sections.items())]
     return "\n".join(parts)
+
+
+def _of_runs(count: int) -> str:
+    return f", in {count} test runs that share the tests" if count > 1 else ""
 
 
 def _skip_line(reason: str, names: list[str]) -> str:

@@ -87,7 +87,7 @@ class ClipModel:
         self._device = choose_device(settings.device)
         self._dtype = choose_precision(settings.precision, self._device)
         with load_errors(f"CLIP_MODEL={settings.clip_model}"):
-            source = cached_first(settings.clip_model, self._load_source)
+            source = cached_first(settings.clip_model.removeprefix("local-dir:"), self._load_source)
             dim = len(self._encode_texts(["a photo"])[0])
         self.identity = source.identity
         self.tags = tuple(tag.name for tag in vocabulary)

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 from urllib.error import URLError
 
@@ -34,19 +35,22 @@ def prepare_hub(token: str | None) -> None:
         os.environ.setdefault("TQDM_MININTERVAL", "5")
 
 
-def cached_first(what: str, load: Callable[[], T]) -> T:
+def cached_first(name: str, load: Callable[[], T]) -> T:
     """What `load` makes of the local cache alone or, if that lacks something, with the hub.
 
     A hub that cannot be reached costs the libraries a dozen attempts with pauses, minutes in all, though everything is
-    in the cache. So they only learn that there is one when there is no other way.
+    in the cache. So they only learn that there is one when there is no other way. `name` is the model's; what lies on
+    this disk under it is loaded as it is.
     """
+    if Path(name).exists():
+        return load()
     try:
         with _hub_out_of_sight():
             return load()
     except ModelLoadError:
         raise
     except Exception as exc:
-        logger.info("%s is not in the local cache; downloading it", what)
+        logger.info("%s is not in the local cache; downloading it", name)
         logger.debug("the cache does not do", exc_info=exc)
     return load()
 

@@ -29,7 +29,8 @@ def compile_network(
     """The fp32 `network` compiled for inputs of `shape`, in which -1 is any size; it takes and gives fp32 arrays.
 
     `network` answers with a tensor or a tuple of them, and is traced with `example`. `precision` is the setting's word
-    for what is computed in. Raises `ModelLoadError` for a network that OpenVINO cannot run.
+    for what is computed in. Raises `ModelLoadError` for a network that OpenVINO cannot run, and for a precision that
+    this CPU does not have.
     """
     import torch
 
@@ -49,9 +50,15 @@ def compile_network(
         graph = decoder(traced)  # the frontend itself does not keep it
         model = frontend.convert(frontend.load(graph))
         model.reshape({model.inputs[0]: openvino.PartialShape(list(shape))})
-        request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+        compiled = openvino.Core().compile_model(model, "CPU", options)
+        request = compiled.create_infer_request()
     except Exception as exc:  # whatever its frontend and its plugin do not know
         raise ModelLoadError("RUNTIME=openvino cannot run this model; set RUNTIME=torch.") from exc
+    # it takes another in silence where the hardware lacks the one that is asked for
+    if compiled.get_property("INFERENCE_PRECISION_HINT").to_string() != _PRECISIONS[precision]:
+        raise ModelLoadError(
+            f"OpenVINO does not compute in {precision} on this CPU; set PRECISION=fp32, or RUNTIME=torch."
+        )
 
     def run(inputs: Array) -> list[Array]:
         # copies: its own buffers are written anew by the next call

@@ -12,7 +12,10 @@ def metrics_server(registry: CollectorRegistry, port: int, host: str) -> Iterato
 
     Raises OSError where the port cannot be had.
     """
-    server, thread = start_http_server(port, host, registry)
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as exc:
+        raise OSError(f"METRICS_HOST={host} METRICS_PORT={port}: {exc.strerror}; choose another port, or 0") from exc
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Run in a container: the bundled models, given out as Hugging Face and GitHub give out theirs.
+"""Run in a container, beside `model_hub.py`: the bundled models, given out as Hugging Face and GitHub give out theirs.
 
 Arguments: the folder of the models, the certificate for github.com, its key. Of Hugging Face there are `here/clip` and
 `here/blip`, which need the token `hf_secret`, on port 8000; of GitHub there is yolo11n.pt, on port 443.
@@ -7,49 +7,29 @@ Arguments: the folder of the models, the certificate for github.com, its key. Of
 import re
 import ssl
 import sys
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-_COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-def handler(models: Path) -> type[BaseHTTPRequestHandler]:
-    class Hub(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.answer()
-
-        def do_GET(self) -> None:
-            self.wfile.write(self.answer())
-
-        def answer(self) -> bytes:
-            if re.fullmatch(r"/ultralytics/assets/releases/download/[^/]+/yolo11n\.pt", self.path):
-                return self.send(200, {}, (models / "yolo.pt").read_bytes())
-            named = re.fullmatch(r"/here/(clip|blip)/resolve/main/([\w.]+)", self.path)
-            if named is None:
-                return self.send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": _COMMIT})
-            if self.headers.get("Authorization") != "Bearer hf_secret":
-                return self.send(403, {"X-Error-Code": "GatedRepo"})
-            file = models / named[1] / named[2]
-            if not file.is_file():
-                return self.send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": _COMMIT})
-            return self.send(200, {"X-Repo-Commit": _COMMIT, "ETag": f'"{named[1]}-{file.name}"'}, file.read_bytes())
-
-        def send(self, status: int, headers: dict[str, str], content: bytes = b"") -> bytes:
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            return content
-
-    return Hub
+from model_hub import GATED, NO_FILE, Answer, hub_handler
 
 
 def main() -> None:
     models, certificate, key = sys.argv[1:]
-    plain = ThreadingHTTPServer(("", 8000), handler(Path(models)))
-    secured = ThreadingHTTPServer(("", 443), handler(Path(models)))
+
+    def find(path: str, authorization: str) -> Answer:
+        if re.fullmatch(r"/ultralytics/assets/releases/download/[^/]+/yolo11n\.pt", path):
+            return Answer(200, content=Path(models, "yolo.pt").read_bytes(), name="yolo")
+        named = re.fullmatch(r"/here/(clip|blip)/resolve/main/([\w.]+)", path)
+        if named is None:
+            return NO_FILE
+        if authorization != "Bearer hf_secret":
+            return GATED
+        file = Path(models, named[1], named[2])
+        return Answer(200, content=file.read_bytes(), name=f"{named[1]}-{file.name}") if file.is_file() else NO_FILE
+
+    plain = ThreadingHTTPServer(("", 8000), hub_handler(find))
+    secured = ThreadingHTTPServer(("", 443), hub_handler(find))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     secured.socket = context.wrap_socket(secured.socket, server_side=True)
