@@ -50,7 +50,7 @@ def _naive(session: Session, part: Part, bare: Child, kind: str) -> None:
     milliseconds = bare.call("naive", picture=_PICTURES[kind], count=count, first_seed=session.fresh(count))
     part.add(f"decode.{kind}.naive_cpu_ms", milliseconds)
     picture = _PICTURES[kind]
-    scale = WorkingSize().scale(picture["width"], picture["height"])
-    width, height = round(picture["width"] * scale), round(picture["height"] * scale)
+    factor = WorkingSize().factor(picture["width"], picture["height"])
+    width, height = picture["width"] // factor, picture["height"] // factor
     inputs = bare.call("model_inputs", width=width, height=height, count=8, first_seed=session.fresh(8))
     part.add(f"decode.{kind}.inputs_cpu_ms", inputs)

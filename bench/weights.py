@@ -42,6 +42,7 @@ _BLIP_VISION: dict[str, Any] = {
     "image_size": 384,
     "patch_size": 16,
 }
+_BLIP_LAYER_SCALE = 0.3
 _BLIP_START = "[DEC]"
 _BLIP_MEAN, _BLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 _YOLO_SIDE = 640
@@ -94,8 +95,12 @@ def _make_blip(folder: Path) -> None:
         for parameter in model.vision_model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.04)
-        # otherwise the head, tied to the embeddings, repeats the last word for ever
+        # Words that depend on their place above all: otherwise the head, tied to the embeddings, repeats the last one
+        # for ever, and the service searches again where `generate` leaves a loop as it is.
         model.text_decoder.bert.embeddings.position_embeddings.weight.normal_(std=1.0)
+        for layer in model.text_decoder.bert.encoder.layer:
+            for part in (layer.attention, layer.crossattention, layer):
+                part.output.dense.weight *= _BLIP_LAYER_SCALE
     side = {"height": _BLIP_VISION["image_size"], "width": _BLIP_VISION["image_size"]}
     images = BlipImageProcessor(size=side, image_mean=_BLIP_MEAN, image_std=_BLIP_STD)
     tokenizer: Any = BertTokenizer(vocab=_words(), bos_token=_BLIP_START, model_max_length=512)

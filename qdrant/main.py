@@ -20,6 +20,8 @@ if settings.qdrant_url:
     key = settings.qdrant_api_key.get_secret_value() if settings.qdrant_api_key else None
     store = QdrantServerStore(settings.qdrant_url, api_key=key, timeout_s=settings.store_timeout_s)
 else:
-    store = QdrantEdgeStore(Path(settings.qdrant_path), timeout_s=settings.store_timeout_s)
+    store = QdrantEdgeStore(
+        Path(settings.qdrant_path), timeout_s=settings.store_timeout_s, index_after=settings.qdrant_index_after
+    )
 
 app = create_app(settings, store, ClipEmbedder(Peer("clip", settings.clip_url, timeout_s=settings.clip_timeout_s)))

@@ -74,9 +74,11 @@ def python_path() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-def write_until(end: Callable[[], object], folder: Path, after: int, padding: int = 0) -> dict[str, set[int]]:
+def write_until(
+    end: Callable[[], object], folder: Path, after: int, *, padding: int = 0, index_after: int = 0
+) -> dict[str, set[int]]:
     """The ids by what a writing process said of them before its death; `end` is called after at least `after` lines."""
-    command = [sys.executable, edge_writer.__file__, str(folder), str(padding)]
+    command = [sys.executable, edge_writer.__file__, str(folder), str(padding), str(index_after)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=python_path()
     ) as process:
@@ -113,6 +115,16 @@ async def test_what_was_acknowledged_survives_a_kill(folder: Path, after: int) -
     await store.close()
 
 
+@pytest.mark.parametrize("after", [300, 900, 1500, 2100, 2700, 3300])
+async def test_what_was_acknowledged_survives_a_kill_while_an_index_is_built(folder: Path, after: int) -> None:
+    """With so small an index that one follows another: the kill falls into the copying, a build, or a swap."""
+    said = await asyncio.to_thread(write_until, lambda: None, folder, after, index_after=50)
+    store = await open_edge(folder)
+    assert len(list((folder / "collections").iterdir())) == 1
+    await assert_kept(store, said)
+    await store.close()
+
+
 @pytest.mark.security
 @pytest.mark.parametrize(
     ("after", "padding"), [(40, 0), (900, 60_000)], ids=["soon", "after the log began another file"]
@@ -123,7 +135,7 @@ async def test_what_was_acknowledged_survives_a_power_failure(
     """On a real disk, whose file system is shut down with all that it has not written."""
     disk = PowerDisk(tmp_path, 1024)
     try:
-        said = await asyncio.to_thread(write_until, disk.fail, disk.path / "data", after, padding)
+        said = await asyncio.to_thread(write_until, disk.fail, disk.path / "data", after, padding=padding)
         disk.unmount()
         disk.mount()
         store = await open_edge(disk.path / "data")

@@ -75,14 +75,19 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True)
 class WorkingSize:
-    """A picture is scaled down to this short or long side, whichever leaves more: no model wants more of it."""
+    """What a picture keeps at least of its short or its long side, whichever leaves more: no model wants more of it.
 
-    short: int = 576
-    long: int = 1024
+    It is scaled down by whole numbers only, since averaging whole pixels costs little, and filtering to a given size as
+    much as decoding; the models scale once more to what each of them wants. Half and a quarter of the usual screens are
+    exactly this size.
+    """
 
-    def scale(self, width: int, height: int) -> float:
-        """At most 1: pictures are never scaled up."""
-        return min(1.0, max(self.short / min(width, height), self.long / max(width, height)))
+    short: int = 540
+    long: int = 960
+
+    def factor(self, width: int, height: int) -> int:
+        """At least 1: pictures are never scaled up."""
+        return max(1, min(min(width, height) // self.short, max(width, height) // self.long))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,21 +183,17 @@ def _decode(
             raise _too_many_pixels(limits)
         if permit is not None:
             permit(width * height)
-        target = (width, height)
-        if working_size is not None:
-            scale = working_size.scale(width, height)
-            target = (max(1, round(width * scale)), max(1, round(height * scale)))
-        if target != image.size and isinstance(image, JpegImageFile):
-            # The DCT scales by 1/2, 1/4 or 1/8 nearly for free. Half as much again as the target leaves the filtering
-            # to the resize; twice as much would decode a 4K picture in full for 0.2 grey levels.
-            image.draft(None, (target[0] * 3 // 2, target[1] * 3 // 2))
+        factor = 1 if working_size is None else working_size.factor(width, height)
+        if factor > 1 and isinstance(image, JpegImageFile):
+            # the DCT scales by 1/2, 1/4 or 1/8 nearly for free
+            image.draft(None, (width // factor, height // factor))
+            factor //= round(width / image.size[0])
         image.load()
         orientation = _orientation(image)  # after load(): a PNG may bring its EXIF after the pixels
         rgb = _to_rgb(image)
     del image  # WebP's keeps two whole canvases
-    if rgb.size != target:
-        # reducing_gap averages whole pixels first and filters the rest: cheaper, and within half a grey level
-        rgb = rgb.resize(target, Image.Resampling.BICUBIC, reducing_gap=1.5)
+    if factor > 1:
+        rgb = rgb.reduce(factor)
     if orientation in _TURNS:
         rgb = rgb.transpose(_TURNS[orientation])
     if orientation in _SWAPS_SIDES:

@@ -31,9 +31,15 @@ def disk_full(log_detail: str) -> ServiceUnavailable:
     )
 
 
-def has_space(folder: Path) -> bool:
+def has_space(folder: Path, wanted: int = 0) -> bool:
+    """Whether so many bytes can be written, and a request's besides."""
     stat = os.statvfs(folder)
-    return stat.f_bavail * stat.f_frsize >= MIN_FREE_BYTES
+    return stat.f_bavail * stat.f_frsize >= MIN_FREE_BYTES + wanted
+
+
+def tree_size(path: Path) -> int:
+    """In bytes on the disk: the engine's files are sparse."""
+    return sum(file.stat().st_blocks * 512 for file in path.rglob("*"))
 
 
 def sync_folder(path: Path) -> None:
@@ -64,13 +70,21 @@ class LogSync:
         self._asked = self._flushed = 0
         self._names: frozenset[str] = frozenset()
         self._failure: OSError | None = None
+        self._retired = False
+
+    def retire(self) -> None:
+        """All that was applied to the shard is on the disk, in another one that took its place."""
+        self._retired = True
+
+    def fail(self, failure: OSError) -> None:
+        self._failure = failure
 
     async def flushed(self) -> None:
         """Returns once every write that was applied before the call is on the disk."""
         self._asked += 1
         mine = self._asked
         async with self._turn:
-            if self._flushed >= mine:
+            if self._retired or self._flushed >= mine:
                 return  # by another's flush, which began after this write
             asked = self._asked
             if self._failure is None:
@@ -91,6 +105,8 @@ class LogSync:
             try:
                 names = frozenset(os.listdir(self._wal))
             except FileNotFoundError:
+                if self._retired:
+                    return
                 raise CollectionNotFound from None  # deleted meanwhile, with this write
             try:
                 if names == self._names:

@@ -70,6 +70,10 @@ class Registry:
     def path(self, name: str) -> Path:
         return self._root / "collections" / self._entries[name][1]
 
+    @property
+    def paths(self) -> list[Path]:
+        return [self.path(name) for name in self._entries]
+
     def new_folder(self, name: str) -> Path:
         """An empty folder for a shard that does not exist until `add` says so."""
         folder = self._root / "collections" / f"{name}.{uuid.uuid4().hex}"
@@ -81,6 +85,10 @@ class Registry:
 
     def replace(self, config: CollectionConfig) -> None:
         self._write({**self._entries, config.name: (config, self._entries[config.name][1])})
+
+    def move(self, config: CollectionConfig, folder: Path) -> None:
+        """Another folder takes the place of the collection's. After an `OSError` the disk may name either."""
+        self._write({**self._entries, config.name: (config, folder.name)})
 
     def remove(self, name: str) -> Path:
         """The folder that is no longer needed."""
@@ -99,8 +107,8 @@ class Registry:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(target)
-        sync_folder(self._root)
         self._entries = entries
+        sync_folder(self._root)
 
     def _remove_leftovers(self) -> None:
         named = {folder for _, folder in self._entries.values()}

@@ -48,7 +48,7 @@ _MAX_POINTS_TO_INDEX = 50_000
 # with it the pause is 20 to 80 ms each time.
 _FLUSH_EVERY = 1000
 
-_DISTANCES: dict[Distance, edge.Distance] = {
+DISTANCES: dict[Distance, edge.Distance] = {
     "cosine": edge.Distance.Cosine,
     "dot": edge.Distance.Dot,
     "euclid": edge.Distance.Euclid,
@@ -70,10 +70,16 @@ class Shard:
         self._shard = shard
         self._unflushed = 0
         self._unindexable: set[str] = set()
+        # while it is set, nothing but `upsert` and `delete` changes the files
+        self.indexing = False
+        # since the last index, or the start
+        self._upserted = 0
+        # the ids written since `track_changes`
+        self._changed: set[int | str] | None = None
 
     @classmethod
     def create(cls, config: CollectionConfig, folder: Path) -> "Shard":
-        vectors = edge.EdgeVectorParams(size=config.vector_dim, distance=_DISTANCES[config.distance])
+        vectors = edge.EdgeVectorParams(size=config.vector_dim, distance=DISTANCES[config.distance])
         # the shard has one segment, so that more threads would only wait
         engine = edge.EdgeShard.create(str(folder), edge.EdgeConfig(vectors=vectors, max_search_threads=1))
         shard = cls(config, folder, engine)
@@ -96,7 +102,16 @@ class Shard:
         self._unflushed = 0
 
     def info(self) -> CollectionInfo:
-        return CollectionInfo(self.config, self._shard.info().points_count, "green")
+        return CollectionInfo(self.config, self._shard.info().points_count, "yellow" if self.indexing else "green")
+
+    def unindexed(self) -> tuple[int, int]:
+        """About how many points every search compares one by one, and how many points there are.
+
+        The engine counts as indexed what was since deleted or written anew, so that these are counted here.
+        """
+        info = self._shard.info()
+        points: int = info.points_count
+        return max(points - info.indexed_vectors_count, min(self._upserted, points)), points
 
     def upsert(self, points: Sequence[NewPoint]) -> None:
         for point in points:
@@ -113,7 +128,8 @@ class Shard:
                 ]
             )
         )
-        self._written(len(points))
+        self._upserted += len(points)
+        self._written([point.id for point in points])
 
     def search(self, vector: Sequence[float], limit: int, conditions: Sequence[Condition]) -> list[ScoredPoint]:
         self._check_length(vector)
@@ -143,20 +159,40 @@ class Shard:
         found = [record.id for record in self._shard.retrieve(list(set(point_ids)), False, False)]
         if found:
             self._shard.update(edge.UpdateOperation.delete_points(found))
-            self._written(len(found))
+            self._written(list(map(_plain_id, found)))
         return len(found)
+
+    def track_changes(self, *, on: bool = True) -> None:
+        """From now on, for `carry_changes`."""
+        self._changed = set() if on else None
+
+    def carry_changes(self, copy: "Shard", limit: int) -> bool:
+        """Repeat on a copy up to `limit` of the changes since it was made; whether that were all."""
+        assert self._changed is not None
+        ids = [self._changed.pop() for _ in range(min(limit, len(self._changed)))]
+        records = self._shard.retrieve(ids, True, True)
+        kept = [edge.Point(record.id, record.vector, record.payload) for record in records]
+        gone = set(ids) - {_plain_id(record.id) for record in records}
+        if kept:
+            copy._shard.update(edge.UpdateOperation.upsert_points(kept))
+            copy._upserted += len(kept)
+        if gone:
+            copy._shard.update(edge.UpdateOperation.delete_points(list(gone)))
+        return not self._changed
 
     def _check_length(self, vector: Sequence[float]) -> None:
         if len(vector) != self.config.vector_dim:
             raise dimension_mismatch(self.config.name, self.config.vector_dim, len(vector))
 
-    def _written(self, points: int) -> None:
-        self._unflushed += points
+    def _written(self, ids: Sequence[int | str]) -> None:
+        if self._changed is not None:
+            self._changed.update(ids)
+        self._unflushed += len(ids)
         if self._unflushed >= _FLUSH_EVERY:
             self.flush()
 
     def _prepare_indexes(self, clauses: Sequence[Clause]) -> None:
-        if not clauses:
+        if not clauses or self.indexing:
             return
         info = self._shard.info()
         kinds = {path: index.data_type for path, index in info.payload_schema.items()}

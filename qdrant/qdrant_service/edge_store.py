@@ -2,13 +2,16 @@
 
 Every call of the engine holds the interpreter's lock from start to end, so that more threads would not run more of
 them. One thread makes all calls one after another: no operation needs a lock, and the event loop waits for at most one
-call at a time (2 ms for a search over 20,000 vectors of 512 numbers).
+call at a time: for a search that compares 20,000 vectors of 512 numbers some milliseconds, hence the index.
 
-Never `optimize()` here: it holds that lock for minutes at 100,000 points, and without it every search is exact.
+Of a collection that grew large, a copy of the files gets an index by a process of its own (`edge_index.py`), then what
+was written meanwhile, then the collection's place. Until that moment the files without index are the truth.
 """
 
 import asyncio
+import contextlib
 import errno
+import logging
 import re
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -32,7 +35,8 @@ from visionstack.errors import (
 from visionstack.inflight import time_left
 
 from .clauses import original_id_clause
-from .edge_disk import LogSync, check_space, disk_full, sync_tree
+from .edge_disk import LogSync, check_space, disk_full, has_space, sync_tree, tree_size
+from .edge_index import build_index
 from .edge_registry import Registry
 from .edge_shard import Shard
 from .filters import Condition
@@ -48,7 +52,14 @@ from .store import (
 P = ParamSpec("P")
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 _MAX_WAITING = 256
+# A collection gets a new index once this share of its points came after the last one.
+_REINDEX_SHARE = 0.1
+_LOOK_EVERY_S = 2.0
+# Changes that are carried over in one call of the engine: about as long as a search takes.
+_CARRIED_AT_ONCE = 100
 # As the system says it: ENOSPC, EFBIG and EDQUOT.
 _DISK_FULL = re.compile(r"os error (28|27|122)\b")
 
@@ -58,26 +69,39 @@ class QdrantEdgeStore:
 
     engine = f"qdrant-edge {version('qdrant-edge-py')}"
 
-    def __init__(self, path: Path, *, timeout_s: float) -> None:
+    def __init__(self, path: Path, *, timeout_s: float, index_after: int = 0) -> None:
+        """`index_after` is how many points a search compares one by one before the store builds an index; 0: never."""
         self._path = path
         self._timeout_s = timeout_s
+        self._index_after = index_after
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="qdrant-edge")
         # waiting for the disk needs no lock of the interpreter's
         self._syncing = ThreadPoolExecutor(4, thread_name_prefix="qdrant-edge-sync")
         self._waiting = 0
         self._open = False
+        self._indexing: asyncio.Task[None] | None = None
+        # cleared while a collection's files are copied
+        self._writable = asyncio.Event()
+        self._writable.set()
         # these are touched in the thread only
         self._registry: Registry
         self._shards: dict[str, Shard] = {}
         self._logs: dict[str, LogSync] = {}
+        self._not_indexable: set[str] = set()
 
     async def open(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._executor, self._open_all)
         self._open = True
+        if self._index_after:
+            self._indexing = asyncio.create_task(self._keep_indexed())
 
     async def close(self) -> None:
         if self._open:
             self._open = False
+            if self._indexing:
+                self._indexing.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._indexing
             await asyncio.get_running_loop().run_in_executor(self._executor, self._close_all)
         self._executor.shutdown()
         self._syncing.shutdown()
@@ -134,6 +158,7 @@ class QdrantEdgeStore:
             return change(shard), self._logs[collection]
 
         async with self._bounded():
+            await self._writable.wait()
             result, log = await self._run(apply)
             await log.flushed()
             return result
@@ -160,6 +185,44 @@ class QdrantEdgeStore:
     async def _run(self, call: Callable[[], T]) -> T:
         """In the store's thread; what still waits when its caller leaves is not run."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, _translated, call)
+
+    async def _keep_indexed(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            name = await self._run(self._wanting_index)
+            if name is None:
+                continue
+            began = asyncio.get_running_loop().time()
+            logger.info("building an index for %s", name)
+            try:
+                await self._index(name)
+            except CollectionNotFound:
+                logger.info("%s was deleted before its index was built", name)
+            except Exception as exc:
+                self._not_indexable.add(name)
+                logger.error("no index for %s until the next start: %s", name, getattr(exc, "log_detail", exc))
+            else:
+                logger.info("%s has an index after %.0f s", name, asyncio.get_running_loop().time() - began)
+
+    async def _index(self, name: str) -> None:
+        """Let a copy with an index take the collection's place. Reads and writes go on; writes wait for the copying."""
+        loop = asyncio.get_running_loop()
+        self._writable.clear()
+        try:
+            live, folder = await self._run(partial(self._begin_index, name))
+            try:
+                await loop.run_in_executor(self._syncing, partial(_copy, live.path, folder))
+                self._writable.set()
+                await build_index(folder, live.config)
+                copy = await self._run(partial(Shard.load, live.config, folder))
+                while not await self._run(partial(self._carry, live, copy)):
+                    pass
+                await loop.run_in_executor(self._syncing, sync_tree, folder)
+                await self._run(partial(self._swap, live, copy))
+            finally:
+                await self._run(partial(self._end_index, live, folder))
+        finally:
+            self._writable.set()
 
     # --- in the thread ------------------------------------------------------------------------------------------------
 
@@ -208,6 +271,53 @@ class QdrantEdgeStore:
         self._registry.add(config, folder)
         self._serve(shard)
 
+    def _wanting_index(self) -> str | None:
+        for name in self._shards.keys() - self._not_indexable:
+            unindexed, points = self._shards[name].unindexed()
+            if unindexed >= max(self._index_after, _REINDEX_SHARE * points):
+                return name
+        return None
+
+    def _begin_index(self, name: str) -> tuple[Shard, Path]:
+        shard = self._shard(name)
+        shard.flush()
+        # the copy, and what the engine writes anew of it
+        if not has_space(self._path, 3 * tree_size(shard.path)):
+            raise disk_full(f"{self._path}: an index of {name} needs three times the collection's size")
+        shard.indexing = True
+        shard.track_changes()
+        return shard, self._registry.new_folder(name)
+
+    def _carry(self, live: Shard, copy: Shard) -> bool:
+        if self._shards.get(live.config.name) is not live:
+            raise CollectionNotFound
+        return live.carry_changes(copy, _CARRIED_AT_ONCE)
+
+    def _swap(self, live: Shard, copy: Shard) -> None:
+        while not self._carry(live, copy):
+            pass
+        copy.flush()
+        sync_tree(copy.path)
+        copy.config = live.config
+        log = self._logs[copy.config.name]
+        try:
+            self._registry.move(copy.config, copy.path)
+        except OSError as exc:
+            log.fail(exc)  # nobody knows which of the two the disk names, so that neither may be written to
+            raise
+        self._serve(copy)
+        log.retire()
+        live.close()
+
+    def _end_index(self, live: Shard, folder: Path) -> None:
+        """Remove what nothing needs: the files without index, or the copy that came to nothing."""
+        live.indexing = False
+        live.track_changes(on=False)
+        needed = {*self._registry.paths, *(shard.path for shard in self._shards.values())}
+        for path in (live.path, folder):
+            if path not in needed:
+                shutil.rmtree(path, ignore_errors=True)
+
     def _record_model(self, name: str, embedding_model: str) -> None:
         shard = self._shard(name)
         config = replace(shard.config, embedding_model=embedding_model)
@@ -221,6 +331,15 @@ class QdrantEdgeStore:
         shard.close()
         # what stays behind is removed at the next start
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    except (shutil.Error, FileNotFoundError):
+        if source.exists():
+            raise
+        raise CollectionNotFound from None  # deleted meanwhile
 
 
 def _translated(call: Callable[[], T]) -> T:
