@@ -49,6 +49,7 @@ def _start_peers(session: Session, part: Part, stack: ExitStack, precision: str)
         try:
             peer = make(session, precision)
             stack.enter_context(peer.server)
+            session.closed(peer.target, _PICTURE, 1, 1)  # some start well and fail at the first picture
         except (PeerMissing, RuntimeError) as exc:
             say(f"PEER MISSING: {name}: {exc}")
             part.missing[name] = str(exc)

@@ -9,7 +9,8 @@ from running_stack import RunningStack, running_stack
 from session import Part, Session, say
 
 _PICTURE = {"width": 640, "height": 480}
-_SAMPLE_EVERY_S = 15
+# long enough for some captions on a slow machine
+_SAMPLE_EVERY_S = 60
 
 
 def measure(session: Session) -> Part:
@@ -35,7 +36,7 @@ def _measure(session: Session, prefix: str, minutes: float) -> Part:
             session.load.call("together", loads=_loads(session, stack), seconds=_SAMPLE_EVERY_S)
             for name in SERVICES:
                 part.add(f"{prefix}.{name}.load_mb", memory_mb(stack.pid(name)))
-            if len(part.samples[f"{prefix}.clip.load_mb"]) % 20 == 0:
+            if len(part.samples[f"{prefix}.clip.load_mb"]) % 10 == 0:
                 say(f"  {elapsed / 60:.0f} of {minutes:g} minutes")
         if pids != {name: stack.pid(name) for name in SERVICES}:
             raise RuntimeError("a service was started anew meanwhile")

@@ -11,6 +11,7 @@ from typing import Any
 from processes import service, status_of
 from running_stack import running_stack
 from session import Part, Session, in_turn
+from visionstack.machine import available_cores
 
 _TOKENS = 20
 _LOADS: dict[str, dict[str, Any]] = {
@@ -22,8 +23,8 @@ _LOADS: dict[str, dict[str, Any]] = {
     },
     "yolo": {"path": "/analyze", "picture": {"width": 640, "height": 480}, "in_flight": 2},
 }
-# far more than any of them can do, so that no picture is sent twice
-_PICTURES_A_SECOND = {"clip": 200, "blip": 5, "yolo": 60}
+# more than any of them can do for each core, so that no picture is sent twice
+_PICTURES_A_SECOND = {"clip": 30, "blip": 1, "yolo": 20}
 
 
 def measure(session: Session) -> Part:
@@ -35,7 +36,7 @@ def measure(session: Session) -> Part:
         }
         alone = {name: exits.enter_context(service(name, **session.model_settings)) for name in _LOADS}
         part.facts["services"] = {name: status_of(server) for name, server in alone.items()}
-        seconds = session.choose(30, 15)
+        seconds = session.choose(30, 25)
         steps = [
             (f"{name} alone", partial(_measure, session, part, "alone", {name: target}, seconds))
             for name, target in ((name, {"url": server.url + _LOADS[name]["path"]}) for name, server in alone.items())
@@ -50,7 +51,7 @@ def measure(session: Session) -> Part:
 def _measure(session: Session, part: Part, how: str, targets: dict[str, Any], seconds: int) -> None:
     loads = {}
     for name, target in targets.items():
-        pictures = _PICTURES_A_SECOND[name] * seconds
+        pictures = _PICTURES_A_SECOND[name] * available_cores() * seconds
         loads[name] = {
             "target": target,
             "picture": _LOADS[name]["picture"],

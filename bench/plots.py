@@ -12,8 +12,11 @@ from targets import MODELS
 _COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b7791f", "#4a5568")
 
 
-def draw(record: Record, folder: Path) -> dict[str, str]:
-    """Writes the plots into the folder; their addresses relative to the page beside it, by name."""
+def draw(record: Record, hour: Record, folder: Path) -> dict[str, str]:
+    """Writes the plots into the folder; their addresses relative to the page beside it, by name.
+
+    `hour` is the run of the hour of load; it may be empty, and the few minutes that every run has stand for it.
+    """
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -34,7 +37,7 @@ def draw(record: Record, folder: Path) -> dict[str, str]:
     addresses = {}
     for name, paint in painters.items():
         figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
-        paint(axes, record)
+        paint(axes, hour if name == "memory" and hour.parts else record)
         path = folder / f"{name}.svg"
         figure.savefig(path, metadata={"Date": None})
         plt.close(figure)
@@ -98,8 +101,8 @@ def _points(axes: Any, record: Record) -> None:
 
 
 def _memory(axes: Any, record: Record) -> None:
-    part = record.parts.get("hour") or record.parts["memory"]
-    prefix = "hour" if "hour" in record.parts else "memory"
+    """Of a run with the hour of load, or of the few minutes that every run has."""
+    ((prefix, part),) = [(name, part) for name, part in record.parts.items() if name in ("hour", "memory")]
     minutes = part["facts"]["sample_every_s"] / 60
     services: Sequence[str] = ("gateway", *MODELS, "qdrant")
     for name in services:

@@ -44,14 +44,16 @@ def summary(verdicts: Sequence[Verdict], limits: Mapping[str, str]) -> str:
     return "\n".join([*lines, f"{met} of {len(verdicts)} met"])
 
 
-def report(record: Record, verdicts: Sequence[Verdict], limits: Mapping[str, str], plots: Mapping[str, str]) -> str:
-    """The page. `plots` are addresses relative to it, by name."""
-    samples = record.samples
+def report(
+    record: Record, hour: Record, verdicts: Sequence[Verdict], limits: Mapping[str, str], plots: Mapping[str, str]
+) -> str:
+    """The page. `hour` is the run of the hour of load, which may be empty; `plots` are addresses relative to it."""
+    samples = record.samples | hour.samples
     facts = {name: part["facts"] for name, part in record.parts.items()}
     sections = [
         "# Performance\n\nWritten by `make bench`; do not edit. "
         + f"{sum(verdict.met for verdict in verdicts)} of {len(verdicts)} targets are met.",
-        "## The machine\n\n" + _machine(record),
+        "## The machine\n\n" + _machine(record, hour),
         "## Targets\n\n" + _targets(verdicts),
         "## Missed, and why\n\n" + _missed(verdicts, limits, record.missing),
         "## CLIP\n\n" + _clip(samples, facts["clip"], plots),
@@ -105,7 +107,7 @@ def _measured(verdict: Verdict) -> str:
     return text
 
 
-def _machine(record: Record) -> str:
+def _machine(record: Record, hour: Record) -> str:
     header = record.header
     times = [time.strftime("%Y-%m-%d %H:%M", time.gmtime(part["began"])) for part in record.parts.values()]
     versions = ", ".join(f"{name} {version}" for name, version in header["versions"].items())
@@ -116,6 +118,7 @@ def _machine(record: Record) -> str:
         ("versions", versions),
         ("commit", header["commit"][:12] + (" with changes" if header["changed_files"] else "")),
         ("measured", f"{min(times)} to {max(times)} UTC"),
+        *(("the hour of load", _hour(hour, part)) for part in hour.parts.values()),
     ]
     parts = [
         (
@@ -129,6 +132,11 @@ def _machine(record: Record) -> str:
     ]
     head = ("part", "began", "took", "load average before", "cores that others used meanwhile")
     return _table(("", ""), rows) + "\n\n" + _table(head, parts)
+
+
+def _hour(hour: Record, part: Mapping[str, Any]) -> str:
+    began = time.strftime("%Y-%m-%d %H:%M", time.gmtime(part["began"]))
+    return f"{began} UTC, commit {hour.header['commit'][:12]}, {hour.header['cpu']}, {hour.header['cores']} cores"
 
 
 def _targets(verdicts: Sequence[Verdict]) -> str:

@@ -1,7 +1,8 @@
 """`make bench`: measure the stack against its bare models and its peers, and say which targets are met.
 
 A whole run writes docs/performance.md and its plots. The exit status is 0 only if every target is met. The parts of one
-run may be measured one at a time (`--only`); the report is written once all are there.
+run may be measured one at a time (`--only`); the report is written once all are there. The hour of load is a run of its
+own: it compares nothing with the other parts, and a page without it says that it was not measured.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from supervisor import StartFailed
 from targets import TARGETS, Target, exit_status, judge
 from weights import make_weights
 
+HOUR = "hour"
 PARTS: Mapping[str, Callable[[Session], Part]] = {
     "clip": measure_clip.measure,
     "yolo": measure_yolo.measure,
@@ -44,9 +46,9 @@ PARTS: Mapping[str, Callable[[Session], Part]] = {
     "million": measure_vectors.measure_million,
     "sizes": measure_sizes.measure,
     "memory": measure_memory.measure,
-    "hour": measure_memory.measure_hour,
+    HOUR: measure_memory.measure_hour,
 }
-NOT_IN_QUICK = ("million", "hour")
+NOT_IN_QUICK = ("million", HOUR)
 # targets that nothing but these parts can meet
 _HOUR_TARGETS = (12,)
 
@@ -64,17 +66,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     wanted = [name for name in PARTS if not (chosen.quick and name in NOT_IN_QUICK)]
-    path = DATA / ("quick.json" if chosen.quick else "run.json")
-    if chosen.report:
-        record = Record.of_file(path)
-    else:
-        record = Record.open(path, describe() | {"quick": chosen.quick})
-        _measure(record, chosen.only or wanted, quick=chosen.quick)
+    header = describe() | {"quick": chosen.quick}
+    path, hour_path = DATA / ("quick.json" if chosen.quick else "run.json"), DATA / "hour.json"
+    record = Record.of_file(path) if chosen.report else Record.open(path, header)
+    hour = Record.of_file(hour_path) if chosen.report and hour_path.exists() else Record.open(hour_path, header)
+    if not chosen.report:
+        names = chosen.only or wanted
+        _measure(record, [name for name in names if name != HOUR], quick=chosen.quick)
+        if HOUR in names:
+            _measure(hour, [HOUR], quick=chosen.quick)
     targets = [target for target in TARGETS if not (chosen.quick and target.number in _HOUR_TARGETS)]
-    return _conclude(record, targets, [name for name in wanted if name not in record.parts], quick=chosen.quick)
+    lacking = [name for name in wanted if name != HOUR and name not in record.parts]
+    return _conclude(record, hour, targets, lacking, quick=chosen.quick)
 
 
 def _measure(record: Record, names: Sequence[str], *, quick: bool) -> None:
+    if not names:
+        return
     say("making the models' weights, if they are not there")
     weights = make_weights(DATA / "weights")
     with open_session(weights, quick=quick) as session:
@@ -101,8 +109,8 @@ def _measure(record: Record, names: Sequence[str], *, quick: bool) -> None:
                 say(f"  NOT QUIET: others kept {others:.2f} cores busy")
 
 
-def _conclude(record: Record, targets: Sequence[Target], lacking: Sequence[str], *, quick: bool) -> int:
-    verdicts = judge(targets, record.samples)
+def _conclude(record: Record, hour: Record, targets: Sequence[Target], lacking: Sequence[str], *, quick: bool) -> int:
+    verdicts = judge(targets, record.samples | hour.samples)
     limits = read_limits()
     print(summary(verdicts, limits))
     for peer, reason in record.missing.items():
@@ -112,8 +120,8 @@ def _conclude(record: Record, targets: Sequence[Target], lacking: Sequence[str],
     elif lacking:
         print(f"Not measured in this run yet: {', '.join(lacking)}. docs/performance.md is written when they are.")
     else:
-        plots = draw(record, ROOT / "docs/performance")
-        (ROOT / "docs/performance.md").write_text(report(record, verdicts, limits, plots))
+        plots = draw(record, hour, ROOT / "docs/performance")
+        (ROOT / "docs/performance.md").write_text(report(record, hour, verdicts, limits, plots))
         print("Wrote docs/performance.md.")
     return exit_status(verdicts)
 

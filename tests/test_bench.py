@@ -225,6 +225,7 @@ def complete_record(path: Path) -> Record:
     facts["blip"] = {"service": service, "tokens": 20}
     facts["gateway"] = {"picture_kb": 300}
     facts["decode"] = {"jpeg_mb": 2.0, "webp_mb": 1.0}
+    facts["vectors"] = {"index_built_in_s": 60}
     facts["sizes"] = {f"{size} megapixels": "1.0 MB" for size in (1, 8, 33)}
     facts["memory"] = {"minutes": 4, "sample_every_s": 15}
     record = Record.open(path, header)
@@ -239,11 +240,11 @@ def complete_record(path: Path) -> Record:
 
 def test_the_report_has_every_verdict_every_miss_and_every_plot(tmp_path: Path) -> None:
     record = complete_record(tmp_path / "run.json")
+    hour = Record.open(tmp_path / "hour.json", record.header | {"commit": "d" * 40})
     verdicts = judge(TARGETS, record.samples)
     missed = [verdict for verdict in verdicts if not verdict.met]
-    text = report(
-        record, verdicts, {missed[0].target.key: "the reason that was found"}, draw(record, tmp_path / "plots")
-    )
+    reasons = {missed[0].target.key: "the reason that was found"}
+    text = report(record, hour, verdicts, reasons, draw(record, hour, tmp_path / "plots"))
     assert all(text.count(f"| {verdict.target.what} |") == 1 for verdict in verdicts)
     assert text.count("**missed**") == len(missed) >= 3
     assert "the reason that was found" in text
@@ -252,3 +253,14 @@ def test_the_report_has_every_verdict_every_miss_and_every_plot(tmp_path: Path) 
     addresses = re.findall(r"\]\((plots/\w+\.svg)\)", text)
     assert len(addresses) == 4
     assert all((tmp_path / address).stat().st_size > 1000 for address in addresses)
+
+    assert "dddddddddddd" not in text
+    assert "| qdrant | 112 (100 to 120) | 112 (100 to 120) | 120 | not measured |" in text
+    grown = {
+        f"hour.{name}.load_mb": [100.0] * 30 + [110.0] * 30 for name in ("gateway", "clip", "blip", "yolo", "qdrant")
+    }
+    facts = {"minutes": 60, "sample_every_s": 60}
+    hour.put("hour", {"began": 1000.0, "ended": 4600.0, "samples": grown, "missing": {}, "facts": facts})
+    text = report(record, hour, verdicts, reasons, draw(record, hour, tmp_path / "plots"))
+    assert "| the hour of load | 1970-01-01 00:16 UTC, commit dddddddddddd, a processor, 2 cores |" in text
+    assert "| qdrant | 112 (100 to 120) | 112 (100 to 120) | 120 | 1.10 |" in text
