@@ -9,6 +9,7 @@ from running_stack import RunningStack, running_stack
 from session import Part, Session, say
 
 _PICTURE = {"width": 640, "height": 480}
+_PICTURES = 64
 # long enough for some captions on a slow machine
 _SAMPLE_EVERY_S = 60
 
@@ -47,18 +48,18 @@ def _measure(session: Session, prefix: str, minutes: float) -> Part:
 
 def _loads(session: Session, stack: RunningStack) -> dict[str, Any]:
     targets = {
-        "all": (stack.upload("/analyze/all/file", max_length=10), 2, 60),
-        "clip": (stack.upload("/analyze/clip/file"), 2, 300),
-        "upsert": (stack.upload("/vectors/upsert/file", id="one"), 1, 300),
-        "search": (stack.upload("/vectors/search/file"), 1, 300),
+        "all": (stack.upload("/analyze/all/file", max_length=10), 2),
+        "clip": (stack.upload("/analyze/clip/file"), 2),
+        "upsert": (stack.upload("/vectors/upsert/file", id="one"), 1),
+        "search": (stack.upload("/vectors/search/file"), 1),
     }
     return {
         name: {
             "target": target,
             "picture": _PICTURE,
-            "first_seed": session.fresh(pictures),
-            "pictures": pictures,
+            "first_seed": session.fresh(_PICTURES),
+            "pictures": _PICTURES,
             "in_flight": in_flight,
         }
-        for name, (target, in_flight, pictures) in targets.items()
+        for name, (target, in_flight) in targets.items()
     }

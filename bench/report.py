@@ -25,7 +25,8 @@ taken within a repetition, and the median of the repetitions counts; the range b
   and at the precision that the service chose, except for naive FastAPI and `YOLO.predict`, which run as they are.
 - The load generator runs on the same cores, in a process of its own, with aiohttp: it costs 0.3 to 0.6 ms of CPU a
   request there where httpx2 costs 1.9. It keeps a number of requests in flight; the clock neither sees the start, when
-  the queue is empty, nor the end. No picture is ever sent twice, so that no cache can answer.
+  the queue is empty, nor the end. No answer is kept (RESULT_CACHE_BYTES=0), and no picture is sent twice but where
+  several services are loaded together.
 - A bare loop is the faster of two: the library's own model in a plain loop, and the service's model class without HTTP.
 - `make bench` repeats all this; `make bench ARGS=--quick` does it once, with fewer requests, in a quarter of an hour.
 """

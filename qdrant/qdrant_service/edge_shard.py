@@ -70,7 +70,6 @@ class Shard:
         self._shard = shard
         self._unflushed = 0
         self._unindexable: set[str] = set()
-        # while it is set, nothing but `upsert` and `delete` changes the files
         self.indexing = False
         # since the last index, or the start
         self._upserted = 0
@@ -142,6 +141,8 @@ class Shard:
                 limit=limit,
                 with_payload=True,
                 with_vector=False,
+                # A graph walked past what a filter leaves out misses neighbours; what is left is compared one by one.
+                params=edge.SearchParams(exact=True) if clauses else None,
             )
         )
         return [ScoredPoint(_plain_id(point.id), point.score, decode(point.payload)) for point in found]
@@ -170,8 +171,8 @@ class Shard:
         """Repeat on a copy up to `limit` of the changes since it was made; whether that were all."""
         assert self._changed is not None
         ids = [self._changed.pop() for _ in range(min(limit, len(self._changed)))]
-        records = self._shard.retrieve(ids, True, True)
-        kept = [edge.Point(record.id, record.vector, record.payload) for record in records]
+        records = self._shard.retrieve([*ids], True, True)
+        kept = [edge.Point(record.id, cast("list[float]", record.vector), record.payload) for record in records]
         gone = set(ids) - {_plain_id(record.id) for record in records}
         if kept:
             copy._shard.update(edge.UpdateOperation.upsert_points(kept))
@@ -192,7 +193,7 @@ class Shard:
             self.flush()
 
     def _prepare_indexes(self, clauses: Sequence[Clause]) -> None:
-        if not clauses or self.indexing:
+        if not clauses:
             return
         info = self._shard.info()
         kinds = {path: index.data_type for path, index in info.payload_schema.items()}

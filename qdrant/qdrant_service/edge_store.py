@@ -14,6 +14,7 @@ import errno
 import logging
 import re
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -80,9 +81,9 @@ class QdrantEdgeStore:
         self._waiting = 0
         self._open = False
         self._indexing: asyncio.Task[None] | None = None
-        # cleared while a collection's files are copied
-        self._writable = asyncio.Event()
-        self._writable.set()
+        # cleared while a collection's files are copied: nothing may change them
+        self._changeable = asyncio.Event()
+        self._changeable.set()
         # these are touched in the thread only
         self._registry: Registry
         self._shards: dict[str, Shard] = {}
@@ -136,7 +137,10 @@ class QdrantEdgeStore:
         limit: int,
         conditions: Sequence[Condition] = (),
     ) -> list[ScoredPoint]:
-        return await self._call(lambda: self._shard(collection).search(vector, limit, conditions))
+        async with self._bounded():
+            if conditions:  # which may need another index on the metadata
+                await self._changeable.wait()
+            return await self._run(lambda: self._shard(collection).search(vector, limit, conditions))
 
     async def retrieve(self, collection: str, point_id: int | str, *, with_vector: bool = False) -> StoredPoint | None:
         return await self._call(lambda: self._shard(collection).retrieve(point_id, with_vector))
@@ -158,7 +162,7 @@ class QdrantEdgeStore:
             return change(shard), self._logs[collection]
 
         async with self._bounded():
-            await self._writable.wait()
+            await self._changeable.wait()
             result, log = await self._run(apply)
             await log.flushed()
             return result
@@ -187,32 +191,36 @@ class QdrantEdgeStore:
         return await asyncio.get_running_loop().run_in_executor(self._executor, _translated, call)
 
     async def _keep_indexed(self) -> None:
-        while True:
-            await asyncio.sleep(_LOOK_EVERY_S)
-            name = await self._run(self._wanting_index)
-            if name is None:
-                continue
-            began = asyncio.get_running_loop().time()
-            logger.info("building an index for %s", name)
-            try:
-                await self._index(name)
-            except CollectionNotFound:
-                logger.info("%s was deleted before its index was built", name)
-            except Exception as exc:
-                self._not_indexable.add(name)
-                logger.error("no index for %s until the next start: %s", name, getattr(exc, "log_detail", exc))
-            else:
-                logger.info("%s has an index after %.0f s", name, asyncio.get_running_loop().time() - began)
+        try:
+            while True:
+                await asyncio.sleep(_LOOK_EVERY_S)
+                if name := await self._run(self._wanting_index):
+                    await self._index_or_tell(name)
+        except VisionError as error:
+            logger.error("no more indexes until the next start: %s", error.log_detail)
+
+    async def _index_or_tell(self, name: str) -> None:
+        began = time.monotonic()
+        logger.info("building an index for %s", name)
+        try:
+            await self._index(name)
+        except CollectionNotFound:
+            logger.info("%s was deleted before its index was built", name)
+        except Exception as exc:
+            self._not_indexable.add(name)
+            logger.error("no index for %s until the next start: %s", name, getattr(exc, "log_detail", exc))
+        else:
+            logger.info("%s has an index after %.0f s", name, time.monotonic() - began)
 
     async def _index(self, name: str) -> None:
-        """Let a copy with an index take the collection's place. Reads and writes go on; writes wait for the copying."""
+        """Let a copy with an index take the collection's place. What may change the files waits for the copying."""
         loop = asyncio.get_running_loop()
-        self._writable.clear()
+        self._changeable.clear()
         try:
             live, folder = await self._run(partial(self._begin_index, name))
             try:
                 await loop.run_in_executor(self._syncing, partial(_copy, live.path, folder))
-                self._writable.set()
+                self._changeable.set()
                 await build_index(folder, live.config)
                 copy = await self._run(partial(Shard.load, live.config, folder))
                 while not await self._run(partial(self._carry, live, copy)):
@@ -222,7 +230,7 @@ class QdrantEdgeStore:
             finally:
                 await self._run(partial(self._end_index, live, folder))
         finally:
-            self._writable.set()
+            self._changeable.set()
 
     # --- in the thread ------------------------------------------------------------------------------------------------
 
@@ -272,9 +280,9 @@ class QdrantEdgeStore:
         self._serve(shard)
 
     def _wanting_index(self) -> str | None:
-        for name in self._shards.keys() - self._not_indexable:
-            unindexed, points = self._shards[name].unindexed()
-            if unindexed >= max(self._index_after, _REINDEX_SHARE * points):
+        for name, shard in self._shards.items():
+            unindexed, points = shard.unindexed()
+            if name not in self._not_indexable and unindexed >= max(self._index_after, _REINDEX_SHARE * points):
                 return name
         return None
 
