@@ -30,10 +30,14 @@ def describe() -> dict[str, Any]:
         "memory_gb": round(psutil.virtual_memory().total / 1e9),
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "versions": _versions(),
-        "commit": _git("rev-parse", "HEAD") or "unknown",
-        "changed_files": sorted(line[3:] for line in _git("status", "--porcelain", strip=False).splitlines()),
         "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
     }
+
+
+def state_of_files() -> dict[str, Any]:
+    """Each part of a run has its own: what is compared is compared within a part."""
+    lines = _git("status", "--porcelain", strip=False).splitlines()
+    return {"commit": _git("rev-parse", "HEAD") or "unknown", "changed_files": sorted(line[3:] for line in lines)}
 
 
 def _cpu() -> dict[str, str]:

@@ -50,6 +50,7 @@ def _start_peers(session: Session, part: Part, stack: ExitStack, precision: str)
             peer = make(session, precision)
             stack.enter_context(peer.server)
             session.closed(peer.target, _PICTURE, 1, 1)  # some start well and fail at the first picture
+            peer.server.pause()
         except (PeerMissing, RuntimeError) as exc:
             say(f"PEER MISSING: {name}: {exc}")
             part.missing[name] = str(exc)
@@ -65,7 +66,11 @@ def _serve(session: Session, part: Part, clip: Server, in_flight: int) -> None:
 
 
 def _peer(session: Session, part: Part, peer: Peer, in_flight: int) -> None:
-    part.add_load(f"clip.{peer.name}.{in_flight}", _closed(session, dict(peer.target), in_flight))
+    peer.server.resume()
+    try:
+        part.add_load(f"clip.{peer.name}.{in_flight}", _closed(session, dict(peer.target), in_flight))
+    finally:
+        peer.server.pause()
 
 
 def _closed(session: Session, target: dict[str, Any], in_flight: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import contextlib
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -98,6 +99,13 @@ class Server(_Process):
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
         self._end()
 
+    def pause(self) -> None:
+        """Hold all its processes: a server that looks for work all the time takes a share of the cores from others."""
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.killpg(self.pid, signal.SIGCONT)
+
     def _wait_ready(self) -> None:
         while not _answers(self.port, self._probe):
             if self._process.poll() is not None:
@@ -109,6 +117,8 @@ class Server(_Process):
 
     def _end(self) -> None:
         family = _family(self._process.pid)
+        with contextlib.suppress(ProcessLookupError):
+            self.resume()
         self._process.terminate()
         _, left = psutil.wait_procs(family, timeout=15)
         for process in left:

@@ -1,7 +1,7 @@
 """One run's numbers on disk, so that its parts can be measured one at a time.
 
-A run is what was measured on one machine since one boot, at one state of the files, in one mode and within some hours.
-Anything else begins a new run: numbers of two runs never meet in one table.
+A run is what was measured on one machine since one boot, in one mode and within some hours. Anything else begins a new
+run: numbers of two runs never meet in one table. Each part names the state of the files that it measured.
 """
 
 import json

@@ -22,7 +22,8 @@ taken within a repetition, and the median of the repetitions counts; the range b
   norms fit pictures, so that it finds about as many boxes as a trained one; every caption of BLIP has {tokens} tokens.
 - Services are processes with the settings of `.env.example`. A service measured by itself has all cores; in the stack,
   `make run` shares them out. Bare loops and peers run in processes of their own, with as many threads as the service,
-  and at the precision that the service chose, except for naive FastAPI and `YOLO.predict`, which run as they are.
+  and at the precision that the service chose, except for naive FastAPI and `YOLO.predict`, which run as they are. A
+  server among the peers is stopped while others are measured: some look for work all the time.
 - The load generator runs on the same cores, in a process of its own, with aiohttp: it costs 0.3 to 0.6 ms of CPU a
   request there where httpx2 costs 1.9. It keeps a number of requests in flight; the clock neither sees the start, when
   the queue is empty, nor the end. No answer is kept (RESULT_CACHE_BYTES=0), and no picture is sent twice but where
@@ -117,13 +118,13 @@ def _machine(record: Record, hour: Record) -> str:
         ("memory", f"{header['memory_gb']} GB"),
         ("system", header["system"]),
         ("versions", versions),
-        ("commit", header["commit"][:12] + (" with changes" if header["changed_files"] else "")),
         ("measured", f"{min(times)} to {max(times)} UTC"),
         *(("the hour of load", _hour(hour, part)) for part in hour.parts.values()),
     ]
     parts = [
         (
             name,
+            part["commit"][:12] + (" with changes" if part["changed_files"] else ""),
             time.strftime("%H:%M", time.gmtime(part["began"])),
             f"{(part['ended'] - part['began']) / 60:.1f} min",
             f"{part['load_before']:.2f}",
@@ -131,13 +132,13 @@ def _machine(record: Record, hour: Record) -> str:
         )
         for name, part in sorted(record.parts.items(), key=lambda item: float(item[1]["began"]))
     ]
-    head = ("part", "began", "took", "load average before", "cores that others used meanwhile")
+    head = ("part", "commit", "began", "took", "load average before", "cores that others used meanwhile")
     return _table(("", ""), rows) + "\n\n" + _table(head, parts)
 
 
 def _hour(hour: Record, part: Mapping[str, Any]) -> str:
     began = time.strftime("%Y-%m-%d %H:%M", time.gmtime(part["began"]))
-    return f"{began} UTC, commit {hour.header['commit'][:12]}, {hour.header['cpu']}, {hour.header['cores']} cores"
+    return f"{began} UTC, commit {part['commit'][:12]}, {hour.header['cpu']}, {hour.header['cores']} cores"
 
 
 def _targets(verdicts: Sequence[Verdict]) -> str:

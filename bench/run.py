@@ -23,7 +23,7 @@ import measure_sizes
 import measure_vectors
 import measure_yolo
 from known_limits import read_limits
-from machine import Clock, describe
+from machine import Clock, describe, state_of_files
 from plots import draw
 from processes import DATA, ROOT
 from record import Record
@@ -87,7 +87,7 @@ def _measure(record: Record, names: Sequence[str], *, quick: bool) -> None:
     weights = make_weights(DATA / "weights")
     with open_session(weights, quick=quick) as session:
         for name in names:
-            clock, began = Clock.now(), time.time()
+            clock, began, files = Clock.now(), time.time(), state_of_files()
             say(f"{name} (load average {clock.load_average:.2f})")
             try:
                 part = PARTS[name](session)
@@ -96,7 +96,7 @@ def _measure(record: Record, names: Sequence[str], *, quick: bool) -> None:
                 say(f"FAILED, so that its targets are missed: {name}: {exc}")
                 continue
             others = clock.others_since()
-            record.put(name, {
+            record.put(name, files | {
                 "began": began,
                 "ended": time.time(),
                 "load_before": clock.load_average,

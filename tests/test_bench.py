@@ -153,7 +153,7 @@ def pattern_of_name(part: ast.expr) -> str:
 
 
 class TestRecord:
-    HEADER = {"commit": "abc", "boot": "1", "quick": False}  # noqa: RUF012
+    HEADER = {"versions": {"torch": "2"}, "boot": "1", "quick": False}  # noqa: RUF012
     PART = {"began": 0.0, "samples": {"a": [1.0]}, "missing": {}, "facts": {}}  # noqa: RUF012
 
     def put(self, path: Path, began: float) -> None:
@@ -167,7 +167,7 @@ class TestRecord:
         assert Record.open(tmp_path / "run.json", self.HEADER).samples == {"a": [1.0], "b": [2.0]}
         assert Record.open(tmp_path / "run.json", self.HEADER).missing == {"peer": "why"}
 
-    @pytest.mark.parametrize("change", [{"commit": "def"}, {"boot": "2"}, {"quick": True}])
+    @pytest.mark.parametrize("change", [{"versions": {"torch": "3"}}, {"boot": "2"}, {"quick": True}])
     def test_numbers_of_another_run_are_left_alone(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
     ) -> None:
@@ -199,8 +199,8 @@ def test_pictures_never_repeat() -> None:
 def complete_record(path: Path) -> Record:
     """A run of which every part was measured, with made-up numbers."""
     header = {
-        "cpu": "a processor", "cores": 2, "flags": ["avx2"], "memory_gb": 8, "system": "Linux", "commit": "c" * 40,
-        "versions": {"torch": "2.0"}, "changed_files": [], "boot": "1", "quick": False,
+        "cpu": "a processor", "cores": 2, "flags": ["avx2"], "memory_gb": 8, "system": "Linux",
+        "versions": {"torch": "2.0"}, "boot": "1", "quick": False,
     }  # fmt: skip
     loads = [f"clip.{name}.{n}" for name in ("service", "bare-torch", "bare-own", "LitServe") for n in (1, 8, 32)]
     loads += ["yolo.service", "yolo.service.1", "yolo.openvino", "yolo.bare-torch", "yolo.bare-own", "yolo.predict"]
@@ -231,6 +231,7 @@ def complete_record(path: Path) -> Record:
     record = Record.open(path, header)
     for name, facts_of_part in facts.items():
         record.put(name, {
+            "commit": "c" * 40, "changed_files": [],
             "began": 1000.0, "ended": 1100.0, "load_before": 0.1, "cores_used_by_others": 0.02, "facts": facts_of_part,
             "samples": {key: values for key, values in samples.items() if key.startswith(f"{name}.")},
             "missing": {"naive FastAPI": "no wheel for it"} if name == "clip" else {},
@@ -240,7 +241,7 @@ def complete_record(path: Path) -> Record:
 
 def test_the_report_has_every_verdict_every_miss_and_every_plot(tmp_path: Path) -> None:
     record = complete_record(tmp_path / "run.json")
-    hour = Record.open(tmp_path / "hour.json", record.header | {"commit": "d" * 40})
+    hour = Record.open(tmp_path / "hour.json", record.header)
     verdicts = judge(TARGETS, record.samples)
     missed = [verdict for verdict in verdicts if not verdict.met]
     reasons = {missed[0].target.key: "the reason that was found"}
@@ -260,7 +261,8 @@ def test_the_report_has_every_verdict_every_miss_and_every_plot(tmp_path: Path) 
         f"hour.{name}.load_mb": [100.0] * 30 + [110.0] * 30 for name in ("gateway", "clip", "blip", "yolo", "qdrant")
     }
     facts = {"minutes": 60, "sample_every_s": 60}
-    hour.put("hour", {"began": 1000.0, "ended": 4600.0, "samples": grown, "missing": {}, "facts": facts})
+    part = {"commit": "d" * 40, "began": 1000.0, "ended": 4600.0}
+    hour.put("hour", part | {"samples": grown, "missing": {}, "facts": facts})
     text = report(record, hour, verdicts, reasons, draw(record, hour, tmp_path / "plots"))
     assert "| the hour of load | 1970-01-01 00:16 UTC, commit dddddddddddd, a processor, 2 cores |" in text
     assert "| qdrant | 112 (100 to 120) | 112 (100 to 120) | 120 | 1.10 |" in text

@@ -47,6 +47,8 @@ _MAX_POINTS_TO_INDEX = 50_000
 # The engine's log of writes ends only here. Without it a start after a kill repeats every write since the last stop;
 # with it the pause is 20 to 80 ms each time.
 _FLUSH_EVERY = 1000
+# Candidates that a search in the index keeps. The engine's own 100 find 96 of 100 neighbours among 100,000 points.
+_SEARCHED = 400
 
 DISTANCES: dict[Distance, edge.Distance] = {
     "cosine": edge.Distance.Cosine,
@@ -141,8 +143,8 @@ class Shard:
                 limit=limit,
                 with_payload=True,
                 with_vector=False,
-                # A graph walked past what a filter leaves out misses neighbours; what is left is compared one by one.
-                params=edge.SearchParams(exact=True) if clauses else None,
+                # a graph walked past what a filter leaves out misses neighbours: what passes is compared one by one
+                params=edge.SearchParams(exact=bool(clauses), hnsw_ef=max(_SEARCHED, limit)),
             )
         )
         return [ScoredPoint(_plain_id(point.id), point.score, decode(point.payload)) for point in found]

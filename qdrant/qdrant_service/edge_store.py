@@ -336,6 +336,7 @@ class QdrantEdgeStore:
         shard = self._shard(name)
         folder = self._registry.remove(name)
         del self._shards[name], self._logs[name]
+        self._not_indexable.discard(name)
         shard.close()
         # what stays behind is removed at the next start
         shutil.rmtree(folder, ignore_errors=True)
