@@ -23,7 +23,8 @@ taken within a repetition, and the median of the repetitions counts; the range b
 - Services are processes with the settings of `.env.example`. A service measured by itself has all cores; in the stack,
   `make run` shares them out. Bare loops and peers run in processes of their own, with as many threads as the service,
   and at the precision that the service chose, except for naive FastAPI and `YOLO.predict`, which run as they are. A
-  server among the peers is stopped while others are measured: some look for work all the time.
+  server among the peers is stopped while others are measured: some look for work all the time. Their workers end with
+  them, unseen, so that the part on CLIP counts some of their time as that of others.
 - The load generator runs on the same cores, in a process of its own, with aiohttp: it costs 0.3 to 0.6 ms of CPU a
   request there where httpx2 costs 1.9. It keeps a number of requests in flight; the clock neither sees the start, when
   the queue is empty, nor the end. No answer is kept (RESULT_CACHE_BYTES=0), and no picture is sent twice but where
