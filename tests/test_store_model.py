@@ -61,7 +61,8 @@ METADATA = st.fixed_dictionaries(
         "odd key": VALUES,
     },
 )
-BOUNDS = st.sampled_from([-2, 0, 1, 1.5, 2**60])
+# None of the numbers has as many digits as a bound and is equal to it: the server may read that bound a last place off.
+BOUNDS = st.sampled_from([-2, 0, 1, 1.5, 2**59])
 RANGES = st.dictionaries(st.sampled_from(["gte", "lte", "gt", "lt"]), BOUNDS, min_size=1)
 ANY_FILTER = st.dictionaries(
     st.sampled_from(["a", "deep.b", "deep.c.d", "odd key", "missing"]),
