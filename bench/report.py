@@ -30,7 +30,7 @@ taken within a repetition, and the median of the repetitions counts; the range b
   the queue is empty, nor the end. No answer is kept (RESULT_CACHE_BYTES=0), and no picture is sent twice but where
   several services are loaded together.
 - A bare loop is the faster of two: the library's own model in a plain loop, and the service's model class without HTTP.
-- `make bench` repeats all this; `make bench ARGS=--quick` does it once, with fewer requests, in a quarter of an hour.
+- `make bench` repeats all this; `make bench ARGS=--quick` does it once, with fewer requests.
 """
 
 

@@ -55,7 +55,7 @@ _HOUR_TARGETS = (12,)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one repetition and fewer sizes: a quarter of an hour")
+    parser.add_argument("--quick", action="store_true", help="one repetition and fewer sizes")
     parser.add_argument("--only", action="append", choices=PARTS, metavar="PART", help=f"one of {', '.join(PARTS)}")
     parser.add_argument(
         "--report",

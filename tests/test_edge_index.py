@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -156,6 +157,32 @@ async def test_what_is_written_meanwhile_is_carried_over(folder: Path, monkeypat
     store = await opened(folder)
     assert await versions(store, range(POINTS + 20)) == wanted | {0: 3}
     assert (await store.collection("images")).config.embedding_model == "another"
+    await store.close()
+
+
+async def test_what_may_change_the_files_waits_for_the_copying(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, release = asyncio.Event(), threading.Event()
+    loop, copy = asyncio.get_running_loop(), qdrant_service.edge_store._copy
+
+    def held(source: Path, target: Path) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        release.wait()
+        copy(source, target)
+
+    monkeypatch.setattr(qdrant_service.edge_store, "_copy", held)
+    store = await filled(folder)
+    await begun.wait()
+    write = asyncio.create_task(store.upsert("images", points(0, 1, version=1)))
+    filtered = asyncio.create_task(store.search("images", vector(7), limit=1, conditions=parse_filter({"version": 0})))
+    assert [hit.id for hit in await store.search("images", vector(7), limit=1)] == [7]
+    await asyncio.sleep(0.1)
+    assert not write.done()
+    assert not filtered.done()
+    release.set()
+    await write
+    assert [hit.id for hit in await filtered] == [7]
+    await until_indexed(store)
+    assert await versions(store, range(2)) == {0: 1, 1: 0}
     await store.close()
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -17,9 +18,9 @@ _REQUESTS = 24
 
 
 @pytest.fixture
-def second_clip() -> Iterator[ServiceProcess]:
+def second_clip(tmp_path: Path) -> Iterator[ServiceProcess]:
     model = {name: str(ROOT / value) for name, value in BUNDLED_MODELS["CLIP_MODEL"].items()}
-    with service_process("clip", model | {"THREADS": "1"}) as process:
+    with service_process("clip", model | {"THREADS": "1", "CACHE_DIR": str(tmp_path)}) as process:
         yield process
 
 

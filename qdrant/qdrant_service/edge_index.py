@@ -66,6 +66,7 @@ def main(folder: str, dim: str, distance: Distance) -> None:
 def _give_way() -> None:
     os.nice(19)
     if sys.platform == "linux":
+        # the copy of a service that died is removed when it starts again
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         Path("/proc/self/oom_score_adj").write_text("1000")
 
