@@ -3,6 +3,8 @@
 import asyncio
 import os
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -328,6 +330,15 @@ async def test_a_store_that_closes_ends_the_build(folder: Path, monkeypatch: pyt
     store = await opened(folder)
     assert len(await versions(store, range(POINTS))) == POINTS
     await store.close()
+
+
+def test_a_builder_whose_service_died_first_touches_nothing(folder: Path) -> None:
+    stranger = 1 if os.getpid() != 1 else 2
+    command = [sys.executable, "-m", "qdrant_service.edge_index", str(stranger), str(folder), str(DIM), "cosine"]
+    path = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(command, env=path, capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stderr) == (1, "")
+    assert not folder.exists()
 
 
 async def test_no_write_is_acknowledged_once_it_is_unknown_which_files_count(

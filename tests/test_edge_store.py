@@ -1,13 +1,16 @@
 """The embedded store: its files, kills, second processes, and the limits of its one thread."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import pytest
 import qdrant_edge
 
 import edge_writer
+import qdrant_service.edge_registry
 from mounts import PowerDisk
 from qdrant_service.edge_store import QdrantEdgeStore
 from qdrant_service.filters import parse_filter
@@ -122,6 +126,47 @@ async def test_what_was_acknowledged_survives_a_kill_while_an_index_is_built(fol
     store = await open_edge(folder)
     assert len(list((folder / "collections").iterdir())) == 1
     await assert_kept(store, said)
+    await store.close()
+
+
+async def test_a_start_waits_for_a_dying_builder_that_still_writes(folder: Path) -> None:
+    await (await open_edge(folder)).close()
+    leftover = folder / "collections" / f"images.{uuid.uuid4().hex}"
+    busy = threading.Event()
+
+    def write() -> None:
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                (leftover / "segments").mkdir(parents=True, exist_ok=True)
+                (leftover / "segments" / uuid.uuid4().hex).touch()
+            busy.set()
+
+    with ThreadPoolExecutor(2) as threads:
+        writers = [threads.submit(write) for _ in range(2)]
+        await asyncio.to_thread(busy.wait)
+        store = await open_edge(folder)
+    for writer in writers:
+        writer.result()
+    await store.create_collection(CollectionConfig("images", 3, "cosine", "model"))
+    await store.close()
+
+
+async def test_a_leftover_that_cannot_be_removed_stops_no_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await (await open_edge(folder)).close()
+    leftover = folder / "collections" / f"images.{uuid.uuid4().hex}"
+    leftover.mkdir()
+
+    def fail(path: Path) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(qdrant_service.edge_registry, "_DYING_S", 0.2)
+    monkeypatch.setattr(qdrant_service.edge_registry.shutil, "rmtree", fail)
+    store = await open_edge(folder)
+    assert f"{leftover} is not needed any more and cannot be removed: Operation not permitted" in caplog.text
+    await store.create_collection(CollectionConfig("images", 3, "cosine", "model"))
     await store.close()
 
 

@@ -1,4 +1,6 @@
-"""Builds the index of a collection in the embedded store: `python -m qdrant_service.edge_index FOLDER DIM DISTANCE`.
+"""Builds the index of a collection in the embedded store.
+
+    python -m qdrant_service.edge_index PARENT_PID FOLDER DIM DISTANCE
 
 A program of its own, because the engine holds the interpreter's lock for the whole build, minutes at 100,000 points.
 FOLDER is a copy of the collection's files that nobody else has open. It gives way to everything else on the machine,
@@ -35,6 +37,7 @@ async def build_index(folder: Path, config: CollectionConfig) -> None:
         sys.executable,
         "-m",
         __name__,
+        str(os.getpid()),
         str(folder),
         str(config.vector_dim),
         config.distance,
@@ -53,8 +56,8 @@ async def build_index(folder: Path, config: CollectionConfig) -> None:
         raise IndexFailed(f"status {process.returncode}: {said.decode(errors='replace')[-2000:]}")
 
 
-def main(folder: str, dim: str, distance: Distance) -> None:
-    _give_way()
+def main(parent: int, folder: str, dim: str, distance: Distance) -> None:
+    _give_way(parent)
     vectors = edge.EdgeVectorParams(size=int(dim), distance=DISTANCES[distance])
     optimizers = edge.EdgeOptimizersConfig(indexing_threshold=_THRESHOLD_KB, default_segment_number=1)
     shard = edge.EdgeShard.load(folder, edge.EdgeConfig(vectors=vectors, optimizers=optimizers))
@@ -63,13 +66,15 @@ def main(folder: str, dim: str, distance: Distance) -> None:
     shard.close()
 
 
-def _give_way() -> None:
+def _give_way(parent: int) -> None:
     os.nice(19)
     if sys.platform == "linux":
         # the copy of a service that died is removed when it starts again
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         Path("/proc/self/oom_score_adj").write_text("1000")
+    if os.getppid() != parent:  # it died before the request stood
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], cast("Distance", sys.argv[3]))
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], cast("Distance", sys.argv[4]))

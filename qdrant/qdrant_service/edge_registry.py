@@ -10,9 +10,11 @@ creation or a deletion that a kill cut short, and is removed at the next start.
 
 import fcntl
 import json
+import logging
 import os
 import re
 import shutil
+import time
 import uuid
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +23,11 @@ from typing import Any, Self
 from .edge_disk import sync_folder
 from .store import COLLECTION_NAME, CollectionConfig, StoreOpenError
 
+logger = logging.getLogger(__name__)
+
 _VERSION = 1
+# how long the build of an index may outlive its service that was killed, and write where nothing is needed any more
+_DYING_S = 5.0
 _FOLDER = re.compile(COLLECTION_NAME.pattern + r"\.[0-9a-f]{32}")
 
 
@@ -114,7 +120,20 @@ class Registry:
         named = {folder for _, folder in self._entries.values()}
         for folder in (self._root / "collections").iterdir():
             if folder.name not in named and _FOLDER.fullmatch(folder.name):
-                shutil.rmtree(folder)
+                _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """A leftover that cannot be removed takes room and nothing else: no reason not to start."""
+    deadline = time.monotonic() + _DYING_S
+    while folder.exists():
+        try:
+            shutil.rmtree(folder)
+        except OSError as exc:
+            if time.monotonic() > deadline:
+                logger.warning("%s is not needed any more and cannot be removed: %s", folder, exc.strerror)
+                return
+            time.sleep(0.05)
 
 
 def _read(root: Path) -> dict[str, tuple[CollectionConfig, str]]:
