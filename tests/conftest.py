@@ -104,7 +104,7 @@ def running_stack(folder: Path, **settings: str) -> Iterator[Stack]:
             lines.write(f"{service} {line}\n")
             lines.flush()
 
-        with Stack(environment | settings, sink=sink, data_dir=folder / "data") as running:
+        with Stack(environment | settings, sink=sink, data_dir=folder / "data", backoff_s=0.05) as running:
             running.wait_ready(120)
             yield running
     _keep_log(log)

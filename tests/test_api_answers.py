@@ -16,7 +16,7 @@ from scenes import encoded, picture, scene, webp
 from world import LANDS, SKIES
 from world_words import SYNONYMS
 
-PICTURES = range(100, 160)
+PICTURES = range(100, 140)
 SIZE = (640, 400)
 
 
@@ -86,11 +86,13 @@ def overlap(a: list[float], b: list[float]) -> float:
 def test_copies_find_their_original_first(api: httpx2.Client) -> None:
     collection = f"copies-{uuid.uuid4().hex[:8]}"
     assert api.post("/vectors/collections", json={"name": collection}).status_code == 201
-    for number in PICTURES:
+
+    def store(number: int) -> int:
         form = {"id": f"p{number}", "collection": collection}
-        assert api.post("/vectors/upsert/file", files={"file": ("p", webp(number, SIZE))}, data=form).status_code == 200
-    wrong = []
-    for number in PICTURES:
+        return api.post("/vectors/upsert/file", files={"file": ("p", webp(number, SIZE))}, data=form).status_code
+
+    def not_found(number: int) -> list[tuple[str, int]]:
+        wrong = []
         original = picture(number, SIZE)
         cropped = original.crop((40, 10, 616, 370))  # nine tenths of either side
         copies = {
@@ -104,5 +106,10 @@ def test_copies_find_their_original_first(api: httpx2.Client) -> None:
             (hit,) = response.raise_for_status().json()
             if hit["metadata"]["_original_id"] != f"p{number}":
                 wrong.append((kind, number))
+        return wrong
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(store, PICTURES)) == {200}
+        wrong = [each for several in pool.map(not_found, PICTURES) for each in several]
     api.delete(f"/vectors/collections/{collection}")
     assert len(wrong) <= 0.03 * 3 * len(PICTURES), wrong

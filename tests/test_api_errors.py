@@ -28,6 +28,18 @@ PROTECTED = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def impatient(stack: Stack) -> Iterator[httpx2.Client]:
+    with gateway(stack, RECEIVE_TIMEOUT_S="0.5", FETCH_TIMEOUT_S="0.5", BLIP_TIMEOUT_S="0.7") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def narrow(stack: Stack) -> Iterator[httpx2.Client]:
+    with gateway(stack, MAX_IMAGE_PIXELS="250000", MAX_IMAGE_BYTES="60000", MAX_JSON_BYTES="2000") as client:
+        yield client
+
+
 def upload(client: httpx2.Client, path: str, data: bytes, **form: Any) -> httpx2.Response:
     return client.post(path, files={"file": ("picture", data)}, data=form)
 
@@ -77,11 +89,9 @@ def test_a_redirect_passes_the_same_guard(api: httpx2.Client, image_host: ImageH
     assert_problem(api.post("/analyze/clip", json={"url": url}), 400, "url_not_allowed")
 
 
-def test_receive_timeout(stack: Stack) -> None:
-    with (
-        gateway(stack, RECEIVE_TIMEOUT_S="0.5") as client,
-        socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=20) as connection,
-    ):
+def test_receive_timeout(impatient: httpx2.Client) -> None:
+    address = impatient.base_url.host, impatient.base_url.port or 80
+    with socket.create_connection(address, timeout=20) as connection:
         head = f"POST /analyze/clip HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
         answer = b""
@@ -91,30 +101,28 @@ def test_receive_timeout(stack: Stack) -> None:
     assert b'"code":"receive_timeout"' in answer
 
 
-def test_image_too_large_in_pixels_and_bytes(stack: Stack, image_host: ImageHost) -> None:
-    with gateway(stack, MAX_IMAGE_PIXELS="250000", MAX_IMAGE_BYTES="60000") as client:
-        many_pixels = encoded(Image.new("RGB", (501, 500), "white"), "PNG")
-        for response in (
-            upload(client, "/analyze/all/file", many_pixels),
-            client.post("/analyze/all", json={"url": image_host.put("/pixels.png", many_pixels)}),
-        ):
-            assert "250000" in assert_problem(response, 413, "image_too_large")["detail"]
-        assert upload(client, "/analyze/clip/file", encoded(Image.new("RGB", (500, 500)), "PNG")).status_code == 200
-        valid = encoded(Image.new("RGB", (100, 100)), "JPEG")
-        exact, over = (valid + bytes(size - len(valid)) for size in (60000, 60001))
-        assert upload(client, "/analyze/clip/file", exact).status_code == 200
-        for response in (
-            upload(client, "/analyze/clip/file", over),
-            client.post("/analyze/clip", json={"url": image_host.put("/bytes.jpg", over, "image/jpeg")}),
-        ):
-            assert "60000" in assert_problem(response, 413, "image_too_large")["detail"]
+def test_image_too_large_in_pixels_and_bytes(narrow: httpx2.Client, image_host: ImageHost) -> None:
+    many_pixels = encoded(Image.new("RGB", (501, 500), "white"), "PNG")
+    for response in (
+        upload(narrow, "/analyze/all/file", many_pixels),
+        narrow.post("/analyze/all", json={"url": image_host.put("/pixels.png", many_pixels)}),
+    ):
+        assert "250000" in assert_problem(response, 413, "image_too_large")["detail"]
+    assert upload(narrow, "/analyze/clip/file", encoded(Image.new("RGB", (500, 500)), "PNG")).status_code == 200
+    valid = encoded(Image.new("RGB", (100, 100)), "JPEG")
+    exact, over = (valid + bytes(size - len(valid)) for size in (60000, 60001))
+    assert upload(narrow, "/analyze/clip/file", exact).status_code == 200
+    for response in (
+        upload(narrow, "/analyze/clip/file", over),
+        narrow.post("/analyze/clip", json={"url": image_host.put("/bytes.jpg", over, "image/jpeg")}),
+    ):
+        assert "60000" in assert_problem(response, 413, "image_too_large")["detail"]
 
 
-def test_body_too_large(stack: Stack) -> None:
-    with gateway(stack, MAX_JSON_BYTES="2000", MAX_IMAGE_BYTES="2000") as client:
-        response = client.post("/analyze/clip", json={"url": "http://example.com/" + "x" * 2000})
-        assert "2000" in assert_problem(response, 413, "body_too_large")["detail"]
-        assert_problem(upload(client, "/analyze/clip/file", bytes(3_000_000)), 413, "body_too_large")
+def test_body_too_large(narrow: httpx2.Client) -> None:
+    response = narrow.post("/analyze/clip", json={"url": "http://example.com/" + "x" * 2000})
+    assert "2000" in assert_problem(response, 413, "body_too_large")["detail"]
+    assert_problem(upload(narrow, "/analyze/clip/file", bytes(3_000_000)), 413, "body_too_large")
 
 
 def test_unsupported_media_type(api: httpx2.Client, image_host: ImageHost) -> None:
@@ -191,7 +199,7 @@ def test_fetch_failed_when_the_host_breaks_off(api: httpx2.Client, image_host: I
     assert_problem(api.post("/analyze/clip", json={"url": f"http://127.0.0.1:{port}/"}), 502, "fetch_failed")
 
 
-def test_fetch_timeout(stack: Stack, image_host: ImageHost) -> None:
+def test_fetch_timeout(impatient: httpx2.Client, image_host: ImageHost) -> None:
     leave = threading.Event()
 
     def drip(handler: BaseHTTPRequestHandler) -> None:
@@ -201,9 +209,8 @@ def test_fetch_timeout(stack: Stack, image_host: ImageHost) -> None:
         while not leave.wait(0.05):
             handler.wfile.write(b"x")
 
-    with gateway(stack, FETCH_TIMEOUT_S="0.5") as client:
-        response = client.post("/analyze/clip", json={"url": image_host.on("/drip.webp", drip)})
-        leave.set()
+    response = impatient.post("/analyze/clip", json={"url": image_host.on("/drip.webp", drip)})
+    leave.set()
     assert_problem(response, 504, "fetch_timeout")
 
 
@@ -219,18 +226,17 @@ def stopped(stack: Stack, service: str) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def test_upstream_timeout_and_the_part_of_a_slow_service(stack: Stack) -> None:
-    with gateway(stack, BLIP_TIMEOUT_S="0.7") as client:
-        with stopped(stack, "blip"):
-            assert_problem(upload(client, "/analyze/blip/file", webp(1)), 504, "upstream_timeout")
-            response = upload(client, "/analyze/all/file", webp(1))
-        assert response.status_code == 200
-        answer = response.json()
-        assert answer["blip"] is None
-        assert answer["errors"]["blip"]["code"] == "upstream_timeout"
-        assert answer["clip"]
-        assert answer["yolo"] is not None
-        assert answer["timings_ms"]["total"] < 2500
+def test_upstream_timeout_and_the_part_of_a_slow_service(stack: Stack, impatient: httpx2.Client) -> None:
+    with stopped(stack, "blip"):
+        assert_problem(upload(impatient, "/analyze/blip/file", webp(1)), 504, "upstream_timeout")
+        response = upload(impatient, "/analyze/all/file", webp(1))
+    assert response.status_code == 200
+    answer = response.json()
+    assert answer["blip"] is None
+    assert answer["errors"]["blip"]["code"] == "upstream_timeout"
+    assert answer["clip"]
+    assert answer["yolo"] is not None
+    assert answer["timings_ms"]["total"] < 2500
 
 
 def test_service_unavailable_when_nothing_listens(stack: Stack) -> None:

@@ -94,6 +94,13 @@ def reference() -> Reference:
     return captions
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/self/maps")
+def test_the_weights_file_does_not_stay_in_memory(looping_folder: Path) -> None:
+    model = load(looping_folder)  # in its own precision, in which transformers copies nothing
+    assert str(looping_folder) not in Path("/proc/self/maps").read_text()
+    del model
+
+
 @pytest.mark.parametrize("variants", [1, 4])
 def test_captions_are_those_of_transformers(
     model: BlipModel, reference: Reference, pictures: list[Pixels], variants: int

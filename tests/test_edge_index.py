@@ -232,6 +232,32 @@ async def test_writes_under_way_are_answered_through_the_swap(folder: Path) -> N
     await store.close()
 
 
+async def test_a_write_that_waits_for_the_disk_is_acknowledged_after_the_swap(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, begun, release = Held(monkeypatch), threading.Event(), threading.Event()
+    store = await filled(folder)
+    await build.begun.wait()
+    live, flush = store._logs["images"], LogSync._flush_log
+
+    def held(log: LogSync) -> None:
+        if log is live:
+            begun.set()
+            release.wait()
+        flush(log)
+
+    monkeypatch.setattr(LogSync, "_flush_log", held)
+    write = asyncio.create_task(store.upsert("images", points(0, 1, version=1)))
+    await asyncio.to_thread(begun.wait)
+    build.release.set()
+    await until_indexed(store)
+    assert not write.done()
+    release.set()
+    await write
+    assert await versions(store, range(2)) == {0: 1, 1: 0}
+    await store.close()
+
+
 async def test_a_log_whose_shard_was_replaced_has_nothing_left_to_flush(tmp_path: Path) -> None:
     store = await opened(tmp_path)
     gone = LogSync(tmp_path / "gone", store._syncing)

@@ -8,7 +8,13 @@ from pathlib import Path
 import httpx2
 import pytest
 from huggingface_hub import constants
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 
 from visionstack.hub import cached_first, load_errors, prepare_hub
 from visionstack.model_service import ModelLoadError
@@ -84,6 +90,7 @@ def sentence(error: Exception) -> str:
         (unreachable(), "cannot be reached"),
         (httpx2.ReadTimeout("slow"), "cannot be reached"),
         (OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE"),
+        (HFValidationError("Repo id must be in the form"), "neither a folder on this disk nor a name"),
     ],
 )
 def test_the_hubs_errors_say_what_to_do(error: Exception, says: str, wrap: Callable[[Exception], Exception]) -> None:

@@ -1,9 +1,8 @@
-"""Two real clip services behind one gateway: both work, and the death of one costs no answer."""
+"""Two real yolo services behind one gateway: both work, and the death of one costs no answer."""
 
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx2
 import pytest
@@ -18,9 +17,9 @@ _REQUESTS = 24
 
 
 @pytest.fixture
-def second_clip(tmp_path: Path) -> Iterator[ServiceProcess]:
-    model = {name: str(ROOT / value) for name, value in BUNDLED_MODELS["CLIP_MODEL"].items()}
-    with service_process("clip", model | {"THREADS": "1", "CACHE_DIR": str(tmp_path)}) as process:
+def second_yolo() -> Iterator[ServiceProcess]:
+    model = {name: str(ROOT / value) for name, value in BUNDLED_MODELS["YOLO_MODEL"].items()}
+    with service_process("yolo", model | {"THREADS": "1"}) as process:
         yield process
 
 
@@ -31,15 +30,15 @@ def pictures_seen(url: str) -> float:
     )
 
 
-def test_both_work_and_the_death_of_one_costs_no_answer(stack: Stack, second_clip: ServiceProcess) -> None:
+def test_both_work_and_the_death_of_one_costs_no_answer(stack: Stack, second_yolo: ServiceProcess) -> None:
     stack.wait_ready(60)
-    urls = (f"http://127.0.0.1:{stack.port('clip')}", second_clip.url)
-    with gateway(stack, CLIP_URL=",".join(urls)) as client, ThreadPoolExecutor(_AT_ONCE) as pool:
-        expected = client.post("/analyze/clip/file", files={"file": ("p", webp(5))}).json()
+    urls = (f"http://127.0.0.1:{stack.port('yolo')}", second_yolo.url)
+    with gateway(stack, YOLO_URL=",".join(urls)) as client, ThreadPoolExecutor(_AT_ONCE) as pool:
+        expected = client.post("/analyze/yolo/file", files={"file": ("p", webp(5))}).json()
 
         def ask(_: int) -> tuple[int, bool]:
-            answer = client.post("/analyze/clip/file", files={"file": ("p", webp(5))})
-            return answer.status_code, [tag["tag"] for tag in answer.json()] == [tag["tag"] for tag in expected]
+            answer = client.post("/analyze/yolo/file", files={"file": ("p", webp(5))})
+            return answer.status_code, [box["class"] for box in answer.json()] == [box["class"] for box in expected]
 
         def shares(of: Iterator[tuple[int, bool]]) -> list[float]:
             before = [pictures_seen(url) for url in urls]
@@ -52,6 +51,6 @@ def test_both_work_and_the_death_of_one_costs_no_answer(stack: Stack, second_cli
 
         answers = pool.map(ask, range(4 * _REQUESTS))
         first = [next(answers) for _ in range(_AT_ONCE)]
-        second_clip.process.kill()
+        second_yolo.process.kill()
         assert Counter([*first, *answers]) == {(200, True): 4 * _REQUESTS}
-        assert client.get("/health").json()["services"]["clip"]["status"] == "ok"
+        assert client.get("/health").json()["services"]["yolo"]["status"] == "ok"

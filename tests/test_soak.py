@@ -196,7 +196,7 @@ async def test_the_stack_does_not_grow(
     seed = int(os.environ.get("SOAK_SEED") or random.SystemRandom().randrange(2**32))
     print(f"SOAK_SEED={seed}")
     dice = random.Random(seed)
-    requests = int(os.environ.get("SOAK_REQUESTS") or (10_000 if thorough else 200))
+    requests = int(os.environ.get("SOAK_REQUESTS") or (10_000 if thorough else 120))
     await send(stack, image_host, dice, requests // 5)
     before = await at_rest(stack, image_host, thorough)
     started = time.monotonic()

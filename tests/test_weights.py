@@ -8,11 +8,11 @@ from pathlib import Path
 from local_stack import ROOT
 
 
-def weights(folder: Path, **settings: str) -> "subprocess.CompletedProcess[str]":
+def weights(service: str, folder: Path, **settings: str) -> "subprocess.CompletedProcess[str]":
     given = {"CACHE_DIR": str(folder), "CLIP_TAGS_FILE": str(ROOT / "demo/models/tags.txt"), **settings}
     return subprocess.run(
         [sys.executable, "-m", "visionstack.weights"],
-        cwd=ROOT / "clip",
+        cwd=ROOT / service,
         env=dict(os.environ) | given,
         capture_output=True,
         text=True,
@@ -21,12 +21,12 @@ def weights(folder: Path, **settings: str) -> "subprocess.CompletedProcess[str]"
 
 
 def test_the_model_is_loaded_once_and_what_it_computes_is_kept(tmp_path: Path) -> None:
-    done = weights(tmp_path, CLIP_MODEL=str(ROOT / "demo/models/clip"))
+    done = weights("clip", tmp_path, CLIP_MODEL=str(ROOT / "demo/models/clip"))
     assert (done.returncode, done.stdout) == (0, "clip: everything is there\n"), done.stderr
     assert [path.suffix for path in tmp_path.iterdir()] == [".bin"]
 
 
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
-    done = weights(tmp_path, CLIP_MODEL=str(tmp_path / "nowhere"))
+    done = weights("blip", tmp_path, BLIP_MODEL=str(tmp_path / "nowhere"))
     assert (done.returncode, done.stdout) == (1, "")
-    assert "nowhere is neither a local folder nor a model" in done.stderr
+    assert "nowhere cannot be loaded: it is neither a folder on this disk nor a name" in done.stderr

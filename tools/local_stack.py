@@ -57,7 +57,7 @@ class Stack:
     `environment` holds the settings, as the shell and `.env` would (default: this process's environment); an empty
     value counts as unset. Without `API_KEY` a random key is made, see `key`. `data_dir` holds what the services keep,
     unless the environment names other places. `gateway_port=0` takes a free port. `sink(service, line)` gets every log
-    line.
+    line. A service that ends is started again after `backoff_s`.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Stack:
         host: str = "127.0.0.1",
         gateway_port: int = 0,
         root: Path = ROOT,
+        backoff_s: float = 1.0,
     ) -> None:
         given = os.environ if environment is None else environment
         self._environment = dict(given)
@@ -77,7 +78,7 @@ class Stack:
         self._local_host = _reachable(host)
         self._complete_environment(data_dir)
         specs = [self._spec(name, host if name == "gateway" else "127.0.0.1") for name in SERVICES]
-        self._supervisor = Supervisor(specs, sink, front="gateway")
+        self._supervisor = Supervisor(specs, sink, front="gateway", backoff_s=backoff_s)
 
     @property
     def url(self) -> str:

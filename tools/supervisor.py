@@ -27,7 +27,6 @@ OWN_NAME = "stack"
 _TICK_S = 0.1
 _PROBE_EVERY_S = 0.2
 _PROBE_TIMEOUT_S = 1.0
-_FIRST_BACKOFF_S = 1.0
 _MAX_BACKOFF_S = 30.0
 # A service that has run so long starts its backoff anew.
 _STEADY_S = 60.0
@@ -57,6 +56,7 @@ class ServiceSpec:
 @dataclass(slots=True)
 class _Service:
     spec: ServiceSpec
+    backoff_s: float
     process: subprocess.Popen[bytes] | None = None
     reader: threading.Thread | None = None
     started_at: float = 0.0
@@ -64,7 +64,6 @@ class _Service:
     ready: bool = False
     ever_ready: bool = False
     restart_at: float = 0.0
-    backoff_s: float = _FIRST_BACKOFF_S
     last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=_REASON_LINES))
 
 
@@ -72,11 +71,15 @@ class Supervisor:
     """Runs the services until `stop()`; each line that they write goes to `sink` with the service's name.
 
     One thread owns all processes. `front` names the service that is stopped first, so that what it has in flight can
-    still be finished by the others.
+    still be finished by the others. One that ends is started again after `backoff_s`, and after twice as long each time
+    that it soon ends again.
     """
 
-    def __init__(self, specs: Sequence[ServiceSpec], sink: LogSink, *, front: str | None = None) -> None:
-        self._services = {spec.name: _Service(spec) for spec in specs}
+    def __init__(
+        self, specs: Sequence[ServiceSpec], sink: LogSink, *, front: str | None = None, backoff_s: float = 1.0
+    ) -> None:
+        self._services = {spec.name: _Service(spec, backoff_s) for spec in specs}
+        self._backoff_s = backoff_s
         self._sink = sink
         self._front = front
         self._changed = threading.Condition()
@@ -209,7 +212,7 @@ class Supervisor:
             self._fail(f"{name} {how} before it was ready{':' if last else '.'}{last}")
             return
         if ran_s >= _STEADY_S:
-            service.backoff_s = _FIRST_BACKOFF_S
+            service.backoff_s = self._backoff_s
         service.restart_at = time.monotonic() + service.backoff_s
         self._say(f"{name} {how}; starting it again in {service.backoff_s:g} s")
         service.backoff_s = min(_MAX_BACKOFF_S, service.backoff_s * 2)

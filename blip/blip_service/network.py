@@ -14,7 +14,7 @@ from transformers import BlipForConditionalGeneration
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextLayer, BlipTextLMHeadModel
 
-from visionstack.packed import pack
+from visionstack.packed import pack, unmap
 
 
 class VisionTower:
@@ -27,6 +27,7 @@ class VisionTower:
             layer.self_attn = _FusedAttention(layer.self_attn)
             layer.mlp.fc1 = pack(layer.mlp.fc1)
             layer.mlp.fc2 = pack(layer.mlp.fc2)
+        unmap(self._module)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels (pictures, 3, side, side), normalised, to embeddings (pictures, patches + 1, hidden)."""
@@ -92,6 +93,8 @@ class TextDecoder:
         self._vocabulary = pack(head.decoder)
         self.vocabulary_size: int = head.decoder.out_features
         self.most_tokens: int = embeddings.position_embeddings.num_embeddings
+        for module in (embeddings, head.transform):
+            unmap(module)
 
     def start(self, pictures: Tensor, max_tokens: int) -> DecoderState:
         """An empty caption, with room for `max_tokens`, for each of `pictures` (pictures, patches, hidden)."""
@@ -118,6 +121,8 @@ class _DecoderLayer:
         self._cross_out, self._cross_norm = pack(cross.output.dense), cross.output.LayerNorm
         self._widen, self._activation = pack(layer.intermediate.dense), layer.intermediate.intermediate_act_fn
         self._narrow, self._norm = pack(layer.output.dense), layer.output.LayerNorm
+        for norm in (self._out_norm, self._cross_norm, self._norm):
+            unmap(norm)
 
     def look_at(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         kv = self._cross_kv(pictures).view(*pictures.shape[:2], 2, *self._shape)

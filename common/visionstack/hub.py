@@ -84,11 +84,14 @@ def _reason(exc: BaseException) -> str:
     from huggingface_hub.errors import (
         EntryNotFoundError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
     )
 
     chain = list(_chain(exc))
+    if any(isinstance(error, HFValidationError) for error in chain):
+        return "it is neither a folder on this disk nor a name that the Hugging Face hub could have (owner/name)."
     statuses = [error.response.status_code for error in chain if isinstance(error, HfHubHTTPError)]
     if any(status in (401, 403) for status in statuses):
         # The hub answers 401 for a name that does not exist, too.

@@ -24,7 +24,7 @@ class PackedLinear(nn.Module):
         operators: Any = torch.ops.mkldnn
         self._multiply = operators._linear_pointwise
         self._weight: Tensor = operators._reorder_linear_weight(layer.weight.detach())
-        self._bias = layer.bias.detach()
+        self._bias = layer.bias.detach().clone()
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.shape[0]
@@ -45,6 +45,12 @@ def pack(*layers: nn.Linear) -> nn.Module:
     except (AttributeError, RuntimeError):  # a build or a processor without these operators for this precision
         return layer
     return packed
+
+
+def unmap(module: nn.Module) -> None:
+    """Copy what is left of a module whose large layers are packed: one small tensor keeps its whole file mapped."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def _join(layers: tuple[nn.Linear, ...]) -> nn.Linear:
