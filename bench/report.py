@@ -52,7 +52,7 @@ def report(
 ) -> str:
     """The page. `hour` is the run of the hour of load, which may be empty; `plots` are addresses relative to it."""
     samples = record.samples | hour.samples
-    facts = {name: part["facts"] for name, part in record.parts.items()}
+    facts = {name: part["facts"] for name, part in (record.parts | hour.parts).items()}
     sections = [
         "# Performance\n\nWritten by `make bench`; do not edit. "
         + f"{sum(verdict.met for verdict in verdicts)} of {len(verdicts)} targets are met.",
@@ -314,22 +314,23 @@ def _sizes(samples: Samples, facts: Mapping[str, Any], plots: Mapping[str, str])
 
 
 def _memory(samples: Samples, facts: Mapping[str, Mapping[str, Any]], plots: Mapping[str, str]) -> str:
+    hour = "hour" in facts
+    part = "hour" if hour else "memory"
     rows = []
     for name in _SERVICES:
-        load = series(samples, f"memory.{name}.load_mb")
-        hour = samples.get(f"hour.{name}.load_mb")
+        load = series(samples, f"{part}.{name}.load_mb")
         rows.append((
             name,
-            _figure(samples, f"memory.{name}.ready_s"),
-            _figure(samples, f"memory.{name}.rest_mb"),
+            _figure(samples, f"{part}.{name}.ready_s"),
+            _figure(samples, f"{part}.{name}.rest_mb"),
             number(max(load)),
-            number(growth(hour)) if hour else "not measured",
+            number(growth(load)) if hour else "not measured",
         ))  # fmt: skip
     head = (
         "",
         "start to ready, s",
         "at rest, MB",
-        f"most in {facts['memory']['minutes']} min of load, MB",
+        f"most in {facts[part]['minutes']} min of load, MB",
         "growth over an hour, x",
     )
     text = (
