@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -239,10 +240,12 @@ def share(hits: Any) -> float:
 def evaluate(models: Path, work: Path, count: int = COUNT) -> dict[str, Figures]:
     """Every figure of the model card."""
     tests, seeds = draw_tests(work, count)
-    figures = {
-        "clip": measure_clip(models / "clip", tests, seeds),
-        "blip": measure_blip(models / "blip", tests, seeds),
-        "yolo": measure_yolo(models / "yolo.pt", tests, work),
-    }
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        jobs = {
+            "clip": pool.submit(measure_clip, models / "clip", tests, seeds),
+            "blip": pool.submit(measure_blip, models / "blip", tests, seeds),
+            "yolo": pool.submit(measure_yolo, models / "yolo.pt", tests, work),
+        }
+        figures = {name: job.result() for name, job in jobs.items()}
     print(json.dumps(figures, indent=2), flush=True)
     return figures

@@ -131,7 +131,7 @@ def put_in_place(trained: Path, out: Path) -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, help="pictures and checkpoints; kept when given")
-    parser.add_argument("--out", type=Path, default=HERE / "models", help="where the models go")
+    parser.add_argument("--out", type=Path, default=HERE / "models", help="the models; card and samples go beside it")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full training")
     parser.add_argument("--measure", action="store_true", help="train nothing, measure what --out holds")
     return parser.parse_args()
@@ -162,12 +162,12 @@ def main() -> None:
         train_all(work, options.scale)
         put_in_place(work / "models", options.out)
     write_tags(options.out / "tags.txt")
-    write_samples(HERE / "pictures")
+    write_samples(options.out.parent / "pictures")
     began = processor_seconds()
     figures = evaluate(options.out, work)
     note_time(work, "measuring", processor_seconds() - began)
     (work / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
-    write_card(HERE / "README.md", options.out, figures, noted_times(work))
+    write_card(options.out.parent / "README.md", options.out, figures, noted_times(work))
     if not options.work:
         shutil.rmtree(work)
 
