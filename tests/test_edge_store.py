@@ -163,7 +163,7 @@ async def test_a_leftover_that_cannot_be_removed_stops_no_start(
         raise PermissionError(1, "Operation not permitted", str(path))
 
     monkeypatch.setattr(qdrant_service.edge_registry, "_DYING_S", 0.2)
-    monkeypatch.setattr(qdrant_service.edge_registry.shutil, "rmtree", fail)
+    monkeypatch.setattr("shutil.rmtree", fail)
     store = await open_edge(folder)
     assert f"{leftover} is not needed any more and cannot be removed: Operation not permitted" in caplog.text
     await store.create_collection(CollectionConfig("images", 3, "cosine", "model"))

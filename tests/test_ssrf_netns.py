@@ -21,7 +21,7 @@ import pytest
 from netns.scripted_host import png
 from netns.vectors import OWN, VECTORS, Record, Vector, complaints, escapes
 
-# the one run behind all of these tests, ten seconds of it by design
+# the one run behind all of these tests, five seconds of it by design
 pytestmark = pytest.mark.timeout(300)
 
 ROOT = Path(__file__).parents[1]
