@@ -42,7 +42,7 @@ def reference() -> BlipForConditionalGeneration:
 
 
 def own(network: BlipForConditionalGeneration) -> tuple[VisionTower, TextDecoder]:
-    return VisionTower(network), TextDecoder(network.text_decoder)
+    return VisionTower(network, max_batch=8), TextDecoder(network.text_decoder)
 
 
 def test_vision_tower_is_transformers(reference: BlipForConditionalGeneration, pixels: Tensor) -> None:

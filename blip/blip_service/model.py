@@ -92,7 +92,7 @@ class BlipModel:
         text = model.config.text_config
         self._start, self._end = text.bos_token_id, text.sep_token_id
         with torch.inference_mode():
-            self._vision = VisionTower(model)
+            self._vision = VisionTower(model, self._settings.max_batch)
             self._decoder = TextDecoder(model.text_decoder)
         textless = {*self._tokenizer.all_special_ids, *range(len(self._tokenizer), text.vocab_size)} - {self._end}
         self._no_loops = NoLoops(end=self._end, textless=torch.tensor(sorted(textless), device=self._device))

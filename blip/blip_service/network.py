@@ -8,19 +8,22 @@ decided in `decoding`.
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, scaled_dot_product_attention
 from transformers import BlipForConditionalGeneration
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextLayer, BlipTextLMHeadModel
 
+from visionstack.cuda_graphs import Tower, replayed
 from visionstack.packed import pack, unmap
 
 
 class VisionTower:
     """Pictures to patch embeddings."""
 
-    def __init__(self, model: BlipForConditionalGeneration) -> None:
+    def __init__(self, model: BlipForConditionalGeneration, max_batch: int) -> None:
+        """In inference mode; `max_batch` is the most pictures of a call."""
         self._module = model.vision_model
         layers: Any = self._module.encoder.layers
         for layer in layers:
@@ -28,11 +31,15 @@ class VisionTower:
             layer.mlp.fc1 = pack(layer.mlp.fc1)
             layer.mlp.fc2 = pack(layer.mlp.fc2)
         unmap(self._module)
+        self._see: Tower = lambda pixels: self._module(pixel_values=pixels).last_hidden_state
+        if model.device.type == "cuda":
+            shape: Any = model.config.vision_config
+            example = torch.zeros((1, 3, shape.image_size, shape.image_size), device=model.device, dtype=model.dtype)
+            self._see = replayed(self._see, example, max_batch)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels (pictures, 3, side, side), normalised, to embeddings (pictures, patches + 1, hidden)."""
-        embeddings: Tensor = self._module(pixel_values=pixels).last_hidden_state
-        return embeddings
+        return self._see(pixels)
 
 
 class _FusedAttention(nn.Module):

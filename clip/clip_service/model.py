@@ -138,11 +138,20 @@ class ClipModel:
         )
 
     def _tower_on_torch(self) -> "_Tower":
+        import torch
+
+        from visionstack.cuda_graphs import replayed
+
         from .packing import pack_tower
 
+        see: _Tower = self._model.encode_image
         if self._device.type == "cpu":
             pack_tower(self._model.visual)
-        return lambda inputs: self._model.encode_image(inputs.to(device=self._device, dtype=self._dtype))
+        elif self._device.type == "cuda":
+            example = self._preprocess(Image.new("RGB", (64, 64)))[None].to(device=self._device, dtype=self._dtype)
+            with torch.inference_mode():
+                see = replayed(see, example, self._settings.max_batch)
+        return lambda inputs: see(inputs.to(device=self._device, dtype=self._dtype))
 
     def _tower_on_openvino(self) -> "_Tower":
         """Raises `ModelLoadError` where its vectors would not be torch's."""
