@@ -67,14 +67,8 @@ def check(
     if thorough:
         command += ["--phases", "examples,coverage,fuzzing,stateful", "--max-examples", "200"]
     else:  # without the random phases, and the rest alike each time; only the public service gets what does not fit
-        command += [
-            "--phases",
-            "examples,coverage",
-            "--seed",
-            "1",
-            "--mode",
-            "all" if name == "gateway" else "positive",
-        ]
+        command += ["--phases", "examples,coverage", "--seed", "1"]
+        command += ["--mode", "all" if name == "gateway" else "positive"]
     done = subprocess.run(
         command,
         cwd=folder,

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from supervisor import LogSink, ServiceSpec, Supervisor
+from supervisor import FIRST_BACKOFF_S, LogSink, ServiceSpec, Supervisor
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -69,7 +69,7 @@ class Stack:
         host: str = "127.0.0.1",
         gateway_port: int = 0,
         root: Path = ROOT,
-        backoff_s: float = 1.0,
+        backoff_s: float = FIRST_BACKOFF_S,
     ) -> None:
         given = os.environ if environment is None else environment
         self._environment = dict(given)

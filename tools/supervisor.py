@@ -27,6 +27,7 @@ OWN_NAME = "stack"
 _TICK_S = 0.1
 _PROBE_EVERY_S = 0.2
 _PROBE_TIMEOUT_S = 1.0
+FIRST_BACKOFF_S = 1.0
 _MAX_BACKOFF_S = 30.0
 # A service that has run so long starts its backoff anew.
 _STEADY_S = 60.0
@@ -76,7 +77,12 @@ class Supervisor:
     """
 
     def __init__(
-        self, specs: Sequence[ServiceSpec], sink: LogSink, *, front: str | None = None, backoff_s: float = 1.0
+        self,
+        specs: Sequence[ServiceSpec],
+        sink: LogSink,
+        *,
+        front: str | None = None,
+        backoff_s: float = FIRST_BACKOFF_S,
     ) -> None:
         self._services = {spec.name: _Service(spec, backoff_s) for spec in specs}
         self._backoff_s = backoff_s

@@ -50,7 +50,8 @@ def pack(*layers: nn.Linear) -> nn.Module:
 def unmap(module: nn.Module) -> None:
     """Copy what is left of a module whose large layers are packed: one small tensor keeps its whole file mapped."""
     for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = tensor.data.clone()
+        if tensor.device.type == "cpu":  # elsewhere nothing is mapped, nor packed
+            tensor.data = tensor.data.clone()
 
 
 def _join(layers: tuple[nn.Linear, ...]) -> nn.Linear:

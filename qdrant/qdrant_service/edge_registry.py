@@ -118,14 +118,14 @@ class Registry:
 
     def _remove_leftovers(self) -> None:
         named = {folder for _, folder in self._entries.values()}
+        deadline = time.monotonic() + _DYING_S
         for folder in (self._root / "collections").iterdir():
             if folder.name not in named and _FOLDER.fullmatch(folder.name):
-                _remove(folder)
+                _remove(folder, deadline)
 
 
-def _remove(folder: Path) -> None:
+def _remove(folder: Path, deadline: float) -> None:
     """A leftover that cannot be removed takes room and nothing else: no reason not to start."""
-    deadline = time.monotonic() + _DYING_S
     while folder.exists():
         try:
             shutil.rmtree(folder)
