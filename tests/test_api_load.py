@@ -13,7 +13,7 @@ from local_stack import Stack
 from problems import assert_problem
 from scenes import webp
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 
 AT_ONCE = 64
 

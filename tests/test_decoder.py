@@ -373,6 +373,7 @@ async def test_callers_that_leave_harm_nobody() -> None:
 # --- cost -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 async def test_the_loop_runs_on_while_a_large_picture_is_decoded() -> None:
     data = png_zeros(7680, 4320)
     async with running() as decoder:

@@ -154,6 +154,7 @@ class Memory:
         return 0
 
 
+@pytest.mark.alone
 @pytest.mark.security
 @pytest.mark.anyio
 @pytest.mark.timeout(3600)

@@ -9,7 +9,7 @@ from load_generator import Load, Outcome
 from local_stack import Stack
 from scenes import webp
 
-pytestmark = [pytest.mark.anyio, pytest.mark.security, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.anyio, pytest.mark.alone, pytest.mark.security, pytest.mark.timeout(400)]
 
 Record = Callable[[str, object], None]
 

@@ -30,6 +30,7 @@ def pictures_seen(url: str) -> float:
     )
 
 
+@pytest.mark.alone
 def test_both_work_and_the_death_of_one_costs_no_answer(stack: Stack, second_yolo: ServiceProcess) -> None:
     stack.wait_ready(60)
     urls = (f"http://127.0.0.1:{stack.port('yolo')}", second_yolo.url)

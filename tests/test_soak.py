@@ -18,7 +18,7 @@ from local_stack import SERVICES, Stack
 from process_sizes import Held, held_by
 from scenes import webp
 
-pytestmark = [pytest.mark.anyio, pytest.mark.security, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.anyio, pytest.mark.alone, pytest.mark.security, pytest.mark.timeout(3600)]
 
 Record = Callable[[str, object], None]
 
