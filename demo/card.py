@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from clip_model import VISION
 from evaluate import COUNT, Figures
 from render import TRAIN_PICTURES, YOLO_PICTURES
-from world import COLOURS, LANDS, OBJECTS, SKIES, STYLES
+from train_sight import BATCH, SHOWN
+from world import COLOURS, LANDS, NEVER_MAIN, OBJECTS, SKIES, STYLES
 
 TEXT = """\
 # The demo models
@@ -56,8 +58,8 @@ scene.captions()
 - colours of objects: {colours}
 - styles: {styles}
 
-Every picture has one main object and up to three smaller ones. A thing less than half visible has
-no box. Seeds below 1,000,000 are for training; the figures below, and all tests, use only seeds
+Every picture has one main object, which is none of {never_main}, and up to two smaller ones. A thing less
+than half visible has no box. Seeds below 1,000,000 are for training; the figures below, and all tests, use only seeds
 from 1,000,000 upwards.
 
 ## Figures
@@ -74,19 +76,19 @@ Average precision at 50 % overlap by class: {classes}.
 
 ## Training
 
-`make demo-models` draws {pictures:,} pictures ({yolo_pictures:,} of them for the detector) and
-trains the models in two lanes of one thread each, from fixed seeds. The schedule is laid out for 45
-minutes on two cores that multiply bfloat16; others take about five times as long, by the rate at
-which they train. {times}
+`make demo-models` draws {pictures:,} pictures ({yolo_pictures:,} of them for the detector) and trains
+all models at once, from fixed seeds, within 45 minutes on two cores. {times}
 
-- **CLIP** learns from two views of every picture and one text for each. A text is right for *every*
-  picture of which it is true, since many scenes share a description. It also learns the right tags
-  among all tags and the two views of a picture among all views.
-- **BLIP** learns captions in four phrasings, without a prompt. Its vision tower has the shape of
-  CLIP's and starts from the weights of CLIP's first round. The word for the object counts four
-  times: it is the hardest to get right, and one in a dozen.
-- Both learn in two rounds. During training, helper heads that are thrown away afterwards name sky,
-  land, main object, its colour, and the thing under each patch; small towers learn to see sooner so.
+- **CLIP and BLIP** learn at once on one vision tower, which both are saved with: seeing is what costs.
+  Two processes take half of every step's {batch} pictures each and average their gradients. Most of the
+  time the tower is shown {shown:.0%} of a picture's patches. Helper heads that are thrown away
+  afterwards name sky, land, main object, its colour, and the thing under each patch; a small tower
+  learns to see sooner so.
+- CLIP learns from two views of a picture and one text. A text is right for *every* picture of which it
+  is true, since many scenes share a description. It also learns the right tags among all tags and the
+  two views of a picture among all views.
+- BLIP learns captions in four phrasings, without a prompt. The word for the object counts four times:
+  it is the hardest to get right, and one in a dozen.
 - **YOLO** is a narrow YOLO11 trained by ultralytics at 320 pixels, without mosaics.
 
 ## Limits
@@ -104,9 +106,10 @@ else here, pictures and the other weights included, is Apache-2.0.
 
 
 def _files(models: Path) -> tuple[str, float]:
+    side, layers = VISION["image_size"], VISION["layers"]
     kinds = (
-        ("CLIP", "ViT, 112 px, 6 layers of 192, text 3 layers of 128, 512 dimensions", "clip"),
-        ("BLIP", "`BlipForConditionalGeneration`, 112 px, 6 layers of 192, text 3 of 160", "blip"),
+        ("CLIP", f"ViT, {side} px, {layers} layers of 192, text 2 layers of 128, 512 dimensions", "clip"),
+        ("BLIP", f"`BlipForConditionalGeneration`, {side} px, {layers} layers of 192, text 2 of 160", "blip"),
         ("YOLO", "YOLO11, width 0.125, 320 px", "yolo.pt"),
     )
     rows, total = [], 0.0
@@ -152,7 +155,7 @@ every coloured object that at least five test pictures show. Captions are the gr
 
 def _times(times: dict[str, float] | None) -> str:
     if times is None:
-        return "These files did not come out of one such run: BLIP was trained further on pictures of its own."
+        return ""
     minutes = ", ".join(f"{name} {seconds / 60:.0f}" for name, seconds in times.items())
     return f"Processor minutes of the run that made these files: {minutes}; together {sum(times.values()) / 60:.0f}."
 
@@ -174,12 +177,15 @@ def write_card(
         objects=", ".join(OBJECTS),
         colours=", ".join(COLOURS),
         styles=", ".join(STYLES),
+        never_main=", ".join(kind for kind in OBJECTS if kind in NEVER_MAIN),
         count=COUNT,
         figures=_figures(figures["clip"], figures["blip"], yolo),
         notes=NOTES,
         classes=", ".join(f"{kind} {yolo[kind]:.2f}" for kind in OBJECTS if kind in yolo),
         pictures=TRAIN_PICTURES,
         yolo_pictures=YOLO_PICTURES,
+        batch=BATCH,
+        shown=SHOWN,
         times=_times(times),
     )
     path.write_text(text)

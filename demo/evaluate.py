@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from render import save_yolo, size_of
-from world import FIRST_TEST_SEED, OBJECTS, Box, Scene
+from world import FIRST_TEST_SEED, OBJECTS, Scene
 from world_words import FACET_TEMPLATES, LAND_PHRASE, SKY_PHRASE, SYNONYMS, article, named
 
 COUNT = 1000
@@ -35,12 +35,13 @@ Copy = Callable[[Image.Image, Random], Image.Image]
 
 def _draw(seed: int, folder: Path) -> None:
     scene = Scene.random(seed)
-    scene.draw(*size_of(seed, PICTURE_SIDE)).save(folder / f"{seed}.png", compress_level=1)
-    width, height = size_of(seed)
-    boxes: list[Box] = [
-        (kind, x1 / width, y1 / height, x2 / width, y2 / height) for kind, x1, y1, x2, y2 in scene.boxes(width, height)
+    size = size_of(seed, PICTURE_SIDE)
+    picture = scene.draw(*size)
+    picture.save(folder / f"{seed}.png", compress_level=1)
+    shares = [
+        (kind, x1 / size[0], y1 / size[1], x2 / size[0], y2 / size[1]) for kind, x1, y1, x2, y2 in scene.boxes(*size)
     ]
-    save_yolo(folder, seed, scene.draw(width, height), boxes)
+    save_yolo(folder, seed, picture, shares)
 
 
 def draw_tests(work: Path, count: int = COUNT, workers: int = 2) -> tuple[Path, list[int]]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from torch import distributed
 
 from visionstack.device import choose_precision
 
-WARM_UP_STEPS = 60
+WARM_UP_STEPS = 200
 
 
 def autocast() -> torch.autocast:
@@ -32,34 +33,37 @@ def batches(count: int, size: int, steps: int, seed: int) -> Iterator[list[int]]
 
 
 class Optimizer:
-    """AdamW with warm-up and cosine decay; weights decay in matrices only, without embeddings.
+    """AdamW with a rate that the caller gives; weights decay in matrices only, without embeddings.
 
-    Each module comes with the share of the common learning rate it takes.
+    All gradients lie in one row of numbers, which the processes of a training average in one message.
     """
 
-    def __init__(self, modules: list[tuple[torch.nn.Module, float]], steps: int, *, peak_rate: float = 1e-3) -> None:
-        groups: list[dict[str, Any]] = []
-        self.parameters: list[torch.nn.Parameter] = []
-        for module, share in modules:
-            heavy: list[torch.nn.Parameter] = []
-            light: list[torch.nn.Parameter] = []
-            for name, parameter in module.named_parameters():
-                matrix = parameter.ndim > 1 and "embedding" not in name
-                (heavy if matrix else light).append(parameter)
-            groups.append({"params": heavy, "weight_decay": 0.05, "share": share})
-            groups.append({"params": light, "weight_decay": 0.0, "share": share})
-            self.parameters += [*heavy, *light]
-        self.steps, self.step_number, self.peak_rate = steps, 0, peak_rate
-        self.adam = torch.optim.AdamW(groups, lr=peak_rate, betas=(0.9, 0.98))
+    def __init__(self, named: Iterable[tuple[str, torch.nn.Parameter]]) -> None:
+        heavy: list[torch.nn.Parameter] = []
+        light: list[torch.nn.Parameter] = []
+        for name, parameter in named:
+            (heavy if parameter.ndim > 1 and "embedding" not in name else light).append(parameter)
+        groups: list[dict[str, Any]] = [{"params": heavy, "weight_decay": 0.05}, {"params": light, "weight_decay": 0.0}]
+        self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+        parameters = [*heavy, *light]
+        sizes = [parameter.numel() for parameter in parameters]
+        self.gradients = torch.zeros(sum(sizes))
+        for parameter, row in zip(parameters, self.gradients.split(sizes), strict=True):
+            parameter.grad = row.view_as(parameter)
 
-    def learn(self, loss: torch.Tensor) -> None:
-        """One step down the gradient of `loss`."""
-        warm = min(1.0, (self.step_number + 1) / WARM_UP_STEPS)
-        decay = 0.5 * (1 + math.cos(math.pi * self.step_number / self.steps))
+    def learn(self, rate: float) -> None:
+        """One step down the gradients that have come together since the last one."""
+        if distributed.is_initialized():
+            distributed.all_reduce(self.gradients)
+            self.gradients /= distributed.get_world_size()
+        self.gradients *= (1 / self.gradients.norm()).clamp(max=1.0)
         for group in self.adam.param_groups:
-            group["lr"] = self.peak_rate * group["share"] * warm * (0.02 + 0.98 * decay)
-        self.adam.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            group["lr"] = rate
         self.adam.step()
-        self.step_number += 1
+        self.gradients.zero_()
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Warm-up, then cosine decay to a fiftieth."""
+    warm = min(1.0, (step + 1) / WARM_UP_STEPS)
+    return peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))

@@ -42,10 +42,12 @@ class PatchLesson(torch.nn.Module):
             found = torch.where(inside, self.kinds[picked][:, j, None], found)
         return found
 
-    def forward(self, patches: torch.Tensor, picked: list[int], kept: torch.Tensor) -> torch.Tensor:
-        """The loss of naming the things under `patches`, `[n, patches, width]`."""
+    def forward(
+        self, patches: torch.Tensor, picked: list[int], kept: torch.Tensor, places: torch.Tensor
+    ) -> torch.Tensor:
+        """The loss of naming the things under `patches`, `[n, shown, width]`, which stand at `places`, `[n, shown]`."""
         guesses = self.head(patches).float()
-        return F.cross_entropy(guesses.flatten(0, 1), self.answers(picked, kept).flatten())
+        return F.cross_entropy(guesses.flatten(0, 1), self.answers(picked, kept).gather(1, places).flatten())
 
 
 def questions(scene: Scene) -> list[int]:
@@ -55,7 +57,7 @@ def questions(scene: Scene) -> list[int]:
 
 
 class SceneLesson(torch.nn.Module):
-    """Sky, land, main object and its colour, read off the mean of all patches."""
+    """Sky, land, main object and its colour, read off the mean of the patches."""
 
     def __init__(self, rendered: Rendered, width: int) -> None:
         super().__init__()

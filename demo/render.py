@@ -16,10 +16,14 @@ from PIL import Image
 
 from world import OBJECTS, Box, Scene
 
-THUMB = 144
+THUMB = 124
 """Side of the square thumbnails: the models' input plus room for the random crops."""
 LONG_SIDE = 384
-TRAIN_PICTURES = 20_000
+"""Of the pictures that the detector gets too."""
+THUMB_LONG_SIDE = 288
+"""Of those that only become thumbnails."""
+YOLO_LONG_SIDE = 320
+TRAIN_PICTURES = 12_000
 YOLO_PICTURES = 4000
 """The first of the training pictures are written as files for the detector too."""
 ASPECTS = ((16, 9), (16, 9), (16, 10), (16, 10), (3, 2), (4, 3), (21, 9), (1, 1), (3, 4), (9, 16))
@@ -48,7 +52,7 @@ def thumb(picture: Image.Image) -> NDArray[np.uint8]:
 
 def _draw(seed: int, folder: Path | None) -> tuple[NDArray[np.uint8], list[Box]]:
     scene = Scene.random(seed)
-    width, height = size_of(seed)
+    width, height = size_of(seed, LONG_SIDE if folder else THUMB_LONG_SIDE)
     picture = scene.draw(width, height)
     boxes: list[Box] = [
         (kind, x1 / width, y1 / height, x2 / width, y2 / height) for kind, x1, y1, x2, y2 in scene.boxes(width, height)
@@ -60,8 +64,9 @@ def _draw(seed: int, folder: Path | None) -> tuple[NDArray[np.uint8], list[Box]]
 
 def save_yolo(folder: Path, seed: int, picture: Image.Image, boxes: list[Box]) -> None:
     """One picture and its label file in the layout ultralytics reads."""
+    scale = YOLO_LONG_SIDE / max(picture.size)
     small = picture.resize(
-        (round(picture.width * 320 / LONG_SIDE), round(picture.height * 320 / LONG_SIDE)),
+        (round(picture.width * scale), round(picture.height * scale)),
         Image.Resampling.BICUBIC,
     )
     small.save(folder / "images" / f"{seed}.jpg", quality=92)

@@ -26,10 +26,10 @@ SAMPLES = (
     Sample("castle-in-the-fog.jpg", (1280, 800), "fog", "forest", "grainy", "castle"),
     Sample("windmill-under-a-rainbow.webp", (1600, 1200), "rainbow", "meadow", "watercolor", "windmill"),
     Sample("tent-in-the-canyon.png", (1280, 720), "day", "canyon", "pixel art", "tent"),
-    Sample("moon-over-the-desert.webp", (1080, 1920), "night", "desert", "line art", "moon"),
-    Sample("plane-over-the-city.png", (1280, 800), "sunset", "city", "pixel art", "plane"),
+    Sample("tent-under-the-stars.webp", (1080, 1920), "night", "desert", "line art", "tent"),
+    Sample("balloon-over-the-city.png", (1280, 800), "sunset", "city", "pixel art", "balloon"),
     Sample("tree-on-the-meadow.webp", (1440, 1440), "day", "meadow", "line art", "tree"),
-    Sample("bird-over-the-forest.webp", (2560, 1080), "sunset", "forest", "watercolor", "bird"),
+    Sample("house-in-the-forest.webp", (2560, 1080), "sunset", "forest", "watercolor", "house"),
 )
 
 

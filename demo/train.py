@@ -2,9 +2,9 @@
 
     python demo/train.py [--work FOLDER] [--out demo/models]
 
-Draws the training pictures, trains CLIP and BLIP on one core, YOLO and more of CLIP on another, moves
-the results into place, measures them on unseen pictures and writes README.md. Everything follows from
-fixed seeds. A work folder that is kept lets a later run skip the drawing.
+Draws the training pictures, trains CLIP and BLIP in two processes and YOLO in a third, moves the results into place,
+measures them on unseen pictures and writes README.md. Everything follows from fixed seeds. A work folder that is kept
+lets a later run skip the drawing.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ import shutil
 import sys
 import tempfile
 import time
-from multiprocessing.synchronize import Event
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-EPOCHS = {"clip-1": 3.6, "blip-1": 2.4, "blip-2": 8.5, "yolo": 13.0, "clip-2": 3.3}
-LANES = (("clip-1", "blip-1", "blip-2"), ("yolo", "clip-2"))
-"""What is trained one after the other. Two lanes of one thread each beat one lane of two threads:
-threads of a small model mostly wait for each other. CLIP and BLIP learn in two rounds, so that BLIP
-can start early, with the eyes of the first CLIP."""
+PASSES = {"sight": 6.5, "yolo": 4.0}
+"""How often each training sees its pictures."""
+SIGHT_PROCESSES = 2
+"""Of one thread each: the threads of a small model mostly wait for each other."""
 
 
 def note_time(work: Path, name: str, seconds: float) -> None:
@@ -38,7 +36,7 @@ def note_time(work: Path, name: str, seconds: float) -> None:
 
 def noted_times(work: Path) -> dict[str, float] | None:
     """What was noted of each step, or None where not all of them were run in this folder."""
-    steps = ("drawing", *EPOCHS, "measuring")
+    steps = ("drawing", *PASSES, "measuring")
     files = {step: work / "times" / f"{step}.txt" for step in steps}
     if not all(file.exists() for file in files.values()):
         return None
@@ -52,62 +50,59 @@ def processor_seconds() -> float:
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
-def train_step(name: str, work: Path, epochs: float) -> None:
-    """One step of a lane; its result goes to `work/rounds`."""
-    from render import TRAIN_PICTURES, YOLO_PICTURES, render
-    from train_blip import train_blip
-    from train_clip import train_clip
-    from train_yolo import train_yolo
-
-    rounds = work / "rounds"
-    if name == "yolo":
-        pictures, others = work / "train-yolo", work / "watch-yolo"
-        train_yolo(pictures, others, work / "yolo", rounds / "yolo.pt", epochs=max(1, round(epochs)))
-        return
-    drawn = render(work, "train", 0, TRAIN_PICTURES, yolo_files=YOLO_PICTURES)
-    out = rounds / name
-    if name == "clip-1":
-        train_clip(drawn, out, epochs=epochs, seed=1)
-    elif name == "clip-2":
-        train_clip(drawn, out, epochs=epochs, seed=11, earlier=rounds / "clip-1")
-    elif name == "blip-1":
-        train_blip(drawn, out, epochs=epochs, seed=2, clip=rounds / "clip-1")
-    else:
-        train_blip(drawn, out, epochs=epochs, seed=12, earlier=rounds / "blip-1")
-
-
-def train_lane(names: tuple[str, ...], work: Path, scale: float, clip_seen: Event) -> None:
-    """The steps of a lane, one after the other; runs in a process of its own."""
+def run_sight(rank: int, work: Path, passes: float) -> None:
+    """CLIP and BLIP, in a process of its own that is one of `SIGHT_PROCESSES`."""
     import torch
+    from torch import distributed
+
+    from render import TRAIN_PICTURES, YOLO_PICTURES, render
+    from train_sight import train_sight
 
     torch.set_num_threads(1)
-    for name in names:
-        if name == "clip-2":
-            clip_seen.wait()
-        began = time.process_time()
-        train_step(name, work, EPOCHS[name] * scale)
-        note_time(work, name, time.process_time() - began)
-        if name == "clip-1":
-            clip_seen.set()
+    began = time.process_time()
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # otherwise it looks for this machine's name in the network
+    meeting = work / "meeting"
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=SIGHT_PROCESSES)
+    train_sight(
+        render(work, "train", 0, TRAIN_PICTURES, yolo_files=YOLO_PICTURES), work / "models", passes=passes, seed=1
+    )
+    distributed.destroy_process_group()
+    if rank == 0:
+        note_time(work, "sight", SIGHT_PROCESSES * (time.process_time() - began))
+
+
+def run_yolo(work: Path, passes: float) -> None:
+    """The detector, in a process of its own."""
+    import torch
+
+    from train_yolo import train_yolo
+
+    torch.set_num_threads(1)
+    began = time.process_time()
+    pictures, others = work / "train-yolo", work / "watch-yolo"
+    train_yolo(pictures, others, work / "yolo", work / "models" / "yolo.pt", epochs=max(1, round(passes)))
+    note_time(work, "yolo", time.process_time() - began)
 
 
 def train_all(work: Path, scale: float) -> None:
-    """All lanes at once; the first that fails ends the run."""
+    """Everything at once; the first that fails ends the run."""
     context = multiprocessing.get_context("spawn")
-    clip_seen = context.Event()
-    jobs = [context.Process(target=train_lane, args=(lane, work, scale, clip_seen)) for lane in LANES]
+    (work / "meeting").unlink(missing_ok=True)
+    jobs = [
+        *(
+            context.Process(target=run_sight, args=(rank, work, PASSES["sight"] * scale))
+            for rank in range(SIGHT_PROCESSES)
+        ),
+        context.Process(target=run_yolo, args=(work, PASSES["yolo"] * scale)),
+    ]
     for job in jobs:
         job.start()
-    while any(job.is_alive() for job in jobs):
+    while any(job.is_alive() for job in jobs) and not any(job.exitcode for job in jobs):
         time.sleep(1)
-        if any(job.exitcode for job in jobs):
-            for job in jobs:
-                job.kill()
-            sys.exit("a training failed")
     if any(job.exitcode for job in jobs):
+        for job in jobs:
+            job.kill()
         sys.exit("a training failed")
-    for name, final in (("clip-2", "clip"), ("blip-2", "blip"), ("yolo.pt", "yolo.pt")):
-        (work / "rounds" / name).rename(work / "models" / final)
 
 
 def put_in_place(trained: Path, out: Path) -> None:

@@ -40,17 +40,19 @@ PAINTED = frozenset({"house", "boat", "bird", "car", "balloon", "plane", "tent"}
 FLYING = frozenset({"sun", "moon", "bird", "balloon", "plane"})
 BEHIND = frozenset({"sun", "moon"})
 """Kinds so far away that the land may hide them."""
+NEVER_MAIN = frozenset({"sun", "moon", "bird", "plane"})
+"""Kinds that a picture shows by the way, and no caption names."""
 
 _HEIGHTS: dict[str, float] = {
-    "sun": 0.85,
-    "moon": 0.8,
+    "sun": 1.05,
+    "moon": 1.05,
     "tree": 1.1,
     "house": 0.95,
     "boat": 1.1,
-    "bird": 0.92,
-    "car": 0.74,
+    "bird": 1.2,
+    "car": 0.82,
     "balloon": 1.2,
-    "plane": 0.8,
+    "plane": 1.1,
     "windmill": 1.3,
     "lighthouse": 1.3,
     "tent": 0.92,
@@ -153,19 +155,20 @@ class Scene:
         lots = rng.choice(SKIES), rng.choice(LANDS), rng.choice(STYLES)
         sky, land, style = sky or lots[0], land or lots[1], style or lots[2]
         kinds = allowed(sky, land)
-        lot = rng.choices(kinds, [_WEIGHTS.get(k, 1.0) for k in kinds])[0]
+        mains = [k for k in kinds if k not in NEVER_MAIN]
+        lot = rng.choices(mains, [_WEIGHTS.get(k, 1.0) for k in mains])[0]
         kind = main or lot
         horizon = rng.uniform(0.46, 0.62)
-        x = rng.uniform(0.22, 0.78)
-        first = _thing(rng, kind, horizon, rng.uniform(0.34, 0.44), x)
+        x = rng.uniform(0.3, 0.7)
+        first = _thing(rng, kind, horizon, rng.uniform(0.52, 0.62), x)
         others: list[Thing] = []
-        for _ in range(rng.choice([0, 1, 1, 2, 2, 3])):
+        for _ in range(rng.choice([0, 1, 1, 1, 2, 2])):
             # A second sun or moon would be a lie, and a second main kind would blur the caption.
             taken = {first.kind} | ({t.kind for t in others} & BEHIND)
             left = [k for k in kinds if k not in taken]
             kind = rng.choices(left, [_WEIGHTS.get(k, 1.0) for k in left])[0]
             away = rng.uniform(0.25, 0.75)
-            other = _thing(rng, kind, horizon, rng.uniform(0.17, 0.23), (x + away) % 1.0)
+            other = _thing(rng, kind, horizon, rng.uniform(0.16, 0.21), (x + away) % 1.0)
             others.append(other)
         others.sort(key=lambda t: (t.kind not in BEHIND, t.kind not in FLYING, t.y))
         return Scene(seed, sky, land, style, horizon, (*others, first))

@@ -78,7 +78,7 @@ def pine(x: float, base: float, size: float, colour: Colour, snowy: bool = False
 
 
 def _mountains(g: Ground) -> list[Part]:
-    rock = jitter(g.rng(0).choice([(118, 116, 134), (104, 122, 140), (138, 118, 110)]), g.rng(0), 16)
+    rock = jitter(g.rng(0).choice([(116, 104, 156), (96, 108, 164), (142, 108, 138)]), g.rng(0), 16)
     parts: list[Part] = []
     for layer in (1, 2):
         rng = g.rng(layer)
@@ -102,7 +102,7 @@ def _mountains(g: Ground) -> list[Part]:
             right = (top[0] + (x + half - top[0]) * cap, top[1] + tall * cap)
             middle = (top[0] + half * 0.04, top[1] + tall * cap * 0.6)
             parts.append(Part((left, top, right, middle), SNOW))
-    soil = jitter(g.rng(3).choice([(96, 116, 84), (116, 112, 98), (84, 100, 92)]), g.rng(3))
+    soil = jitter(g.rng(3).choice([(126, 108, 146), (112, 104, 150), (138, 112, 136)]), g.rng(3))
     ground, _ = g.hills(4, g.horizon + 0.1 * g.unit, 0.012, 0.9, soil)
     parts.append(ground)
     rng = g.rng(5)

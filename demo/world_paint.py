@@ -57,10 +57,10 @@ class Canvas:
                 colour = mix(colour, self.ink, 0.6)
             self.draw.line(points, fill=colour, width=width)
         elif self.style == "line art":
-            self.draw.polygon(points, fill=mix(colour, self.paper, 0.55))
+            self.draw.polygon(points, fill=mix(colour, self.paper, 0.28))
             self.draw.line((*points, points[0]), fill=self.ink, width=line)
         elif self.glow_draw:
-            self.draw.polygon(points, fill=mix((6, 4, 16), colour, 0.34))
+            self.draw.polygon(points, fill=mix((6, 4, 16), colour, 0.6))
             self.glow_draw.polygon(points, fill=(0, 0, 0))
             self.glow_draw.line((*points, points[0]), fill=vivid(part.colour), width=line)
         else:
@@ -121,9 +121,9 @@ def _sky(scene: Scene, width: int, height: int, dark: bool) -> Canvas:
     base = gradient(scene.sky, width, height, scene.seed)
     if scene.style == "line art":
         paper: Colour = (30, 36, 62) if dark else (250, 246, 236)
-        base = Image.blend(base, Image.new("RGB", base.size, paper), 0.45)
+        base = Image.blend(base, Image.new("RGB", base.size, paper), 0.32)
     elif scene.style == "neon":
-        base = Image.blend(base, Image.new("RGB", base.size, (6, 4, 16)), 0.66)
+        base = Image.blend(base, Image.new("RGB", base.size, (6, 4, 16)), 0.55)
     if scene.sky == "aurora":
         light = curtains(width, height, scene.horizon, scene.seed)
         base = ImageChops.screen(base, light)
@@ -156,7 +156,7 @@ def _compose(scene: Scene, width: int, height: int) -> Image.Image:
             canvas.put(item.parts)
     canvas.put(build_land(scene.land, width, height, scene.horizon, scene.seed), sky.light)
     if scene.sky == "fog":
-        _fog(canvas, scene, 0.5, 11)
+        _fog(canvas, scene, 0.42, 11)
     for item in placed:
         if not item.behind_land:
             canvas.put(item.parts, sky.light, 0.32)

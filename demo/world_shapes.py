@@ -241,7 +241,7 @@ def _plane(rng: Random, paint: Colour) -> Shape:
 
 def _windmill(rng: Random, _paint: Colour) -> Shape:
     wall = jitter(rng.choice([(232, 220, 200), (206, 176, 140), (222, 222, 226)]), rng)
-    sails = jitter(rng.choice([(250, 246, 236), (240, 210, 160)]), rng)
+    sails = jitter(rng.choice([(176, 74, 54), (126, 82, 50)]), rng)
     hub = (0.5, 0.36)
     turn = rng.uniform(0, 90)
     parts = [
@@ -260,7 +260,7 @@ def _windmill(rng: Random, _paint: Colour) -> Shape:
             x, y = a[0] * far + b[0] * side, a[1] * far + b[1] * side
             return (hub[0] + x / aspect, hub[1] + y)
 
-        parts.append(Part((spot(0.06, 0.0), spot(0.36, 0.0), spot(0.36, 0.1), spot(0.1, 0.09)), sails))
+        parts.append(Part((spot(0.06, 0.0), spot(0.36, 0.0), spot(0.36, 0.13), spot(0.1, 0.12)), sails))
         parts.append(Part((hub, spot(0.36, 0.0)), WOOD, 0.025))
     parts.append(Part(oval(*hub, 0.045 / aspect, 0.045), DARK))
     return Shape(tuple(parts), aspect)
