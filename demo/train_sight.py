@@ -75,9 +75,10 @@ class Captioning:
     """BLIP's text decoder and its lesson."""
 
     def __init__(self) -> None:
-        self.tokenizer: Any = build_tokenizer(blip_model.MAX_TOKENS, bos=DEC)
-        self.start, stop = self.tokenizer.convert_tokens_to_ids([DEC, SEP])
-        config = blip_model.model_config(len(self.tokenizer), self.start, stop)
+        tokenizer: Any = build_tokenizer(blip_model.MAX_TOKENS, bos=DEC)
+        self.tokenizer = tokenizer
+        self.start, stop = tokenizer.convert_tokens_to_ids([DEC, SEP])
+        config = blip_model.model_config(len(tokenizer), self.start, stop)
         self.model: Any = BlipForConditionalGeneration(config).train()
         # One word in a dozen names the object, and it is the one that is hard to get right.
         self.weights = torch.ones(len(self.tokenizer))
