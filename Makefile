@@ -15,7 +15,7 @@ run: ## the whole stack on this machine, without containers (MODELS=full for the
 	@$(python) tools/run_local.py
 
 test: install ## all tests (ARGS="-k name" for some)
-	$(python) -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+	$(python) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 security: install ## the tests behind docs/security.md in their long form, about an hour, and that page (ARGS="-k name": some of them, no page)
 	@mkdir -p data

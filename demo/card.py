@@ -81,7 +81,7 @@ all models at once, from fixed seeds, within 45 minutes on two cores. {times}
 
 - **CLIP and BLIP** learn at once on one vision tower, which both are saved with: seeing is what costs.
   Two processes take half of every step's {batch} pictures each and average their gradients. Most of the
-  time the tower is shown {shown:.0%} of a picture's patches. Helper heads that are thrown away
+  time the tower is shown {shown} of a picture's patches. Helper heads that are thrown away
   afterwards name sky, land, main object, its colour, and the thing under each patch; a small tower
   learns to see sooner so.
 - CLIP learns from two views of a picture and one text. A text is right for *every* picture of which it
@@ -185,7 +185,7 @@ def write_card(
         pictures=TRAIN_PICTURES,
         yolo_pictures=YOLO_PICTURES,
         batch=BATCH,
-        shown=SHOWN,
+        shown=_percent(SHOWN),
         times=_times(times),
     )
     path.write_text(text)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from render import save_yolo, size_of
+from render import YOLO_SIDE, save_yolo, size_of
 from world import FIRST_TEST_SEED, OBJECTS, Scene
 from world_words import FACET_TEMPLATES, LAND_PHRASE, SKY_PHRASE, SYNONYMS, article, named
 
@@ -206,7 +206,7 @@ def measure_blip(folder: Path, tests: Path, seeds: list[int]) -> Figures:
 
 def measure_yolo(checkpoint: Path, tests: Path, work: Path) -> Figures:
     """mAP50 over all classes and per class, as ultralytics computes it."""
-    from train_yolo import SIDE, data_file, quiet_ultralytics
+    from train_yolo import data_file, quiet_ultralytics
 
     quiet_ultralytics(work / "config")
     import ultralytics
@@ -216,7 +216,7 @@ def measure_yolo(checkpoint: Path, tests: Path, work: Path) -> Figures:
     data = data_file(work, tests, tests)
     result: Any = library.YOLO(str(checkpoint)).val(
         data=str(data),
-        imgsz=SIDE,
+        imgsz=YOLO_SIDE,
         batch=16,
         workers=0,
         plots=False,

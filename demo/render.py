@@ -22,7 +22,8 @@ LONG_SIDE = 384
 """Of the pictures that the detector gets too."""
 THUMB_LONG_SIDE = 288
 """Of those that only become thumbnails."""
-YOLO_LONG_SIDE = 320
+YOLO_SIDE = 320
+"""The long side of the detector's files, and what it sees pictures at."""
 TRAIN_PICTURES = 12_000
 YOLO_PICTURES = 4000
 """The first of the training pictures are written as files for the detector too."""
@@ -64,7 +65,7 @@ def _draw(seed: int, folder: Path | None) -> tuple[NDArray[np.uint8], list[Box]]
 
 def save_yolo(folder: Path, seed: int, picture: Image.Image, boxes: list[Box]) -> None:
     """One picture and its label file in the layout ultralytics reads."""
-    scale = YOLO_LONG_SIDE / max(picture.size)
+    scale = YOLO_SIDE / max(picture.size)
     small = picture.resize(
         (round(picture.width * scale), round(picture.height * scale)),
         Image.Resampling.BICUBIC,

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from learning import autocast
+from render import YOLO_SIDE
 from world import OBJECTS
 
 HERE = Path(__file__).resolve().parent
-SIDE = 320
 BATCH = 16
 
 
@@ -79,7 +79,7 @@ def train_yolo(train: Path, val: Path, work: Path, out: Path, *, epochs: int, se
     model = library.YOLO(str(HERE / "yolo11n-demo.yaml"))
     model.train(
         data=str(data),
-        imgsz=SIDE,
+        imgsz=YOLO_SIDE,
         epochs=epochs,
         batch=BATCH,
         nbs=BATCH,
@@ -120,7 +120,7 @@ def save(checkpoint: Path, out: Path) -> None:
     args = {
         "task": "detect",
         "mode": "train",
-        "imgsz": SIDE,
+        "imgsz": YOLO_SIDE,
         "model": "yolo11n-demo.yaml",
         "data": "demo",
         "single_cls": False,

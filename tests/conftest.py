@@ -11,7 +11,6 @@ import structlog
 
 from image_host import ImageHost
 from local_stack import Stack
-from turns import pytest_collection_modifyitems as pytest_collection_modifyitems
 from turns import pytest_runtest_protocol as pytest_runtest_protocol
 
 # Settings come from the environment: a developer's own must not leak into a test.

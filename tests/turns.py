@@ -1,4 +1,4 @@
-"""Which test runs when, with several workers (`make test`): those that share processes on one of them, some alone."""
+"""Lets tests that measure run alone, with several workers (`make test`)."""
 
 import fcntl
 import os
@@ -9,14 +9,6 @@ import pytest
 
 # Nothing is written to either; a lock needs a file that all workers know.
 _TURN, _DOOR = Path(__file__), Path(__file__).with_name("conftest.py")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those of one file share its fixtures, and those of the fixture `stack` five services."""
-    for item in items:
-        shares_stack = "stack" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("stack" if shares_stack else item.path.name))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
