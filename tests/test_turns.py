@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,8 @@ def test_alone():
 
 
 def test_alone_is_alone(tmp_path: Path) -> None:
+    # a copy, since locks are by file, and this test itself holds those of the suite while it waits for these tests
+    shutil.copy(turns.__file__, tmp_path)
     (tmp_path / "conftest.py").write_text(_CONFTEST)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = alone\n")
     for name in ("one", "two"):
@@ -40,8 +43,10 @@ def test_alone_is_alone(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "--numprocesses", "2", "--dist", "loadfile"]
     command += ["-p", "no:schemathesis", "-p", "no:cacheprovider", str(tmp_path)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment["PYTHONPATH"] = str(Path(turns.__file__).parent)
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    environment["PYTHONPATH"] = str(tmp_path)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=100
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
     runs = [json.loads(path.read_text()) for path in tmp_path.glob("*-*.json")]

@@ -2,13 +2,18 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 # Nothing is written to either; a lock needs a file that all workers know.
 _TURN, _DOOR = Path(__file__), Path(__file__).with_name("conftest.py")
+
+# Above what any test of `make test` takes, and below what the run may; a test's own time limit starts only later.
+_PATIENCE_S = 1000
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -20,9 +25,21 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     with _TURN.open() as turn:
         # Who waits to be alone holds the door, or others would slip in before it for ever.
         with _DOOR.open() as door:
-            fcntl.flock(door, fcntl.LOCK_EX)
-            fcntl.flock(turn, kind)
+            _lock(door, fcntl.LOCK_EX)
+            _lock(turn, kind)
         try:
             return (yield)
         finally:
             fcntl.flock(turn, fcntl.LOCK_UN)  # closing would not do where a test has left a fork
+
+
+def _lock(file: IO[str], kind: int) -> None:
+    """`flock`, but not for ever: a lock that nobody gives back ends the run with an error in place of silence."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
