@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from local_stack import SERVICES
-from processes import memory_mb
+from processes import memory_mb, own_memory_mb
 from running_stack import RunningStack, running_stack
 from session import Part, Session, say
 
@@ -37,6 +37,7 @@ def _measure(session: Session, prefix: str, minutes: float) -> Part:
             session.load.call("together", loads=_loads(session, stack), seconds=_SAMPLE_EVERY_S)
             for name in SERVICES:
                 part.add(f"{prefix}.{name}.load_mb", memory_mb(stack.pid(name)))
+                part.add(f"{prefix}.{name}.load_own_mb", own_memory_mb(stack.pid(name)))
             if len(part.samples[f"{prefix}.clip.load_mb"]) % 10 == 0:
                 say(f"  {elapsed / 60:.0f} of {minutes:g} minutes")
         if pids != {name: stack.pid(name) for name in SERVICES}:

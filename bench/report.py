@@ -324,17 +324,19 @@ def _memory(samples: Samples, facts: Mapping[str, Mapping[str, Any]], plots: Map
             _figure(samples, f"{part}.{name}.ready_s"),
             _figure(samples, f"{part}.{name}.rest_mb"),
             number(max(load)),
-            number(growth(load)) if hour else "not measured",
+            number(growth(series(samples, f"{part}.{name}.load_own_mb"))) if hour else "not measured",
         ))  # fmt: skip
     head = (
         "",
         "start to ready, s",
         "at rest, MB",
         f"most in {facts[part]['minutes']} min of load, MB",
-        "growth over an hour, x",
+        "growth of its own memory over an hour, x",
     )
     text = (
-        "Proportional set size of a service with its child processes; all services start at once, with warm caches.\n\n"
+        "Proportional set size of a service with its child processes; all services start at once, with warm caches. "
+        "Growth is that of their anonymous memory, since the pages of mapped files, such as the store's log, come and "
+        "go.\n\n"
     )
     return text + _table(head, rows) + _plot(plots, "memory", "memory of each service under load")
 

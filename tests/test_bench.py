@@ -260,7 +260,12 @@ def test_the_report_has_every_verdict_every_miss_and_every_plot(tmp_path: Path) 
     grown = {
         f"hour.{name}.{what}": values
         for name in ("gateway", "clip", "blip", "yolo", "qdrant")
-        for what, values in (("ready_s", [7.0]), ("rest_mb", [90.0]), ("load_mb", [100.0] * 30 + [110.0] * 30))
+        for what, values in (
+            ("ready_s", [7.0]),
+            ("rest_mb", [90.0]),
+            ("load_mb", [100.0] * 60),
+            ("load_own_mb", [50.0] * 30 + [55.0] * 30),
+        )
     }
     facts = {"minutes": 60, "sample_every_s": 60}
     part = {"commit": "d" * 40, "began": 1000.0, "ended": 4600.0}
@@ -268,4 +273,4 @@ def test_the_report_has_every_verdict_every_miss_and_every_plot(tmp_path: Path) 
     text = report(record, hour, verdicts, reasons, draw(record, hour, tmp_path / "plots"))
     assert "| the hour of load | 1970-01-01 00:16 UTC, commit dddddddddddd, a processor, 2 cores |" in text
     assert "most in 60 min of load" in text
-    assert "| qdrant | 7.00 | 90.0 | 110 | 1.10 |" in text
+    assert "| qdrant | 7.00 | 90.0 | 100 | 1.10 |" in text
