@@ -2,7 +2,7 @@
 
 Whatever the answer says, what decides is the wire: no vector may make the fetcher so much as knock at an address that
 is not public. Runs where the system lets a process have namespaces of its own; elsewhere it is skipped, and
-`test_fetch` is the weaker proof.
+`test_fetch_vectors` is the weaker proof.
 """
 
 import functools

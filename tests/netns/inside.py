@@ -82,7 +82,7 @@ class World:
     async def _one(self, vector: Vector) -> Record:
         # proxies and the like; they stay for as long as the vector runs, however late somebody may heed them
         os.environ.update(vector.get("env", {}))
-        timeout_s = 5 if is_slow(vector) else 10  # half of what the vectors mean; test_fetch holds them to theirs
+        timeout_s = 5 if is_slow(vector) else 10  # half of what they say, which test_fetch_vectors keeps
         fetcher = Fetcher(FetchPolicy(allow_networks=opened_by(vector)), max_bytes=25 * _MB, timeout_s=timeout_s)
         try:
             return await run(vector, fetcher.fetch)
