@@ -3,10 +3,12 @@
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from qdrant_service.edge_store import QdrantEdgeStore
 from qdrant_service.server_store import QdrantServerStore
@@ -45,3 +47,21 @@ async def collection(store: VectorStore, dim: int = 4, distance: Distance = "cos
 
 def point(id: int | str, vector: list[float] | None = None, /, **metadata: Any) -> NewPoint:
     return NewPoint(id, vector or [1.0, 0.0, 0.0, 0.0], metadata)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with fast_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(params=KINDS)
+async def store(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[VectorStore]:
+    store = make_store(request.param, folder)
+    await store.open()
+    yield store
+    if request.param == "server":
+        for info in await store.collections():
+            if info.config.name.startswith("t-"):
+                await store.delete_collection(info.config.name)
+    await store.close()
