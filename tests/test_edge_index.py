@@ -14,7 +14,7 @@ import pytest
 
 import qdrant_service.edge_disk
 import qdrant_service.edge_store
-from qdrant_service.edge_disk import LogSync
+from qdrant_service.edge_disk import LogSync, copy_tree
 from qdrant_service.edge_index import IndexFailed, build_index
 from qdrant_service.edge_registry import Registry
 from qdrant_service.edge_store import QdrantEdgeStore
@@ -164,14 +164,14 @@ async def test_what_is_written_meanwhile_is_carried_over(folder: Path, monkeypat
 
 async def test_what_may_change_the_files_waits_for_the_copying(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, release = asyncio.Event(), threading.Event()
-    loop, copy = asyncio.get_running_loop(), qdrant_service.edge_store._copy
+    loop = asyncio.get_running_loop()
 
     def held(source: Path, target: Path) -> None:
         loop.call_soon_threadsafe(begun.set)
         release.wait()
-        copy(source, target)
+        copy_tree(source, target)
 
-    monkeypatch.setattr(qdrant_service.edge_store, "_copy", held)
+    monkeypatch.setattr(qdrant_service.edge_store, "copy_tree", held)
     store = await filled(folder)
     await begun.wait()
     write = asyncio.create_task(store.upsert("images", points(0, 1, version=1)))

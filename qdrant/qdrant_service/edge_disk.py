@@ -3,13 +3,19 @@
 The engine appends each write to a log in shared memory maps of `wal/`: that survives a kill of the process, and a
 power failure only once the file was flushed. The files are sparse, so that a write to them on a full disk does not
 fail but kills the process (SIGBUS). Neither is left to the engine.
+
+A thread of the engine's makes the log's next file ahead and then gives it its name, at any time. So whoever goes
+through a shard's files may find one gone, and has to begin again.
 """
 
 import asyncio
 import os
 import re
+import shutil
+from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import TypeVar
 
 from visionstack.errors import CollectionNotFound, ServiceUnavailable
 
@@ -17,6 +23,10 @@ from visionstack.errors import CollectionNotFound, ServiceUnavailable
 MIN_FREE_BYTES = 64 * 1024 * 1024
 
 _OPEN_SEGMENT = re.compile(r"open-([0-9]+)")
+# Of going through the files; only thousands of writes later the engine renames another one.
+_ATTEMPTS = 10
+
+T = TypeVar("T")
 
 
 def check_space(folder: Path) -> None:
@@ -39,7 +49,22 @@ def has_space(folder: Path, wanted: int = 0) -> bool:
 
 def tree_size(path: Path) -> int:
     """In bytes on the disk: the engine's files are sparse."""
-    return sum(file.stat().st_blocks * 512 for file in path.rglob("*"))
+    return _settled(path, lambda: sum(file.stat().st_blocks * 512 for file in path.rglob("*")))
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """A copy in the place of `target`. Raises `CollectionNotFound` when `source` is deleted meanwhile."""
+
+    def copy() -> None:
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target, copy_function=_copy_file)
+
+    try:
+        _settled(source, copy)
+    except (shutil.Error, FileNotFoundError):
+        if source.exists():
+            raise
+        raise CollectionNotFound from None
 
 
 def sync_folder(path: Path) -> None:
@@ -49,10 +74,14 @@ def sync_folder(path: Path) -> None:
 
 def sync_tree(path: Path) -> None:
     """Everything below `path`, and its entry in the folder above."""
-    for folder, _, files in os.walk(path):
-        for name in files:
-            _flush(Path(folder) / name, os.O_RDONLY)
-        sync_folder(Path(folder))
+
+    def sync() -> None:
+        for folder, _, files in os.walk(path):
+            for name in files:
+                _flush(Path(folder) / name, os.O_RDONLY)
+            sync_folder(Path(folder))
+
+    _settled(path, sync)
     sync_folder(path.parent)
 
 
@@ -101,25 +130,44 @@ class LogSync:
 
     def _flush_log(self) -> None:
         """Only the newest file holds unflushed writes, unless the log began another one since the last flush."""
-        for _ in range(10):
+
+        def flush() -> None:
             try:
                 names = frozenset(os.listdir(self._wal))
             except FileNotFoundError:
                 if self._retired:
                     return
                 raise CollectionNotFound from None  # deleted meanwhile, with this write
-            try:
-                if names == self._names:
-                    _flush(self._wal / _current(names), os.O_RDONLY)
-                else:
-                    for name in names:
-                        _flush(self._wal / name, os.O_RDONLY)
-                    sync_folder(self._wal)
-            except FileNotFoundError:
-                continue  # renamed meanwhile
+            if names == self._names:
+                _flush(self._wal / _current(names), os.O_RDONLY)
+            else:
+                for name in names:
+                    _flush(self._wal / name, os.O_RDONLY)
+                sync_folder(self._wal)
             self._names = names
-            return
-        raise FileNotFoundError(f"{self._wal} does not hold still")
+
+        _settled(self._wal, flush)
+
+
+class _RenamedError(Exception):
+    """Not an OSError, which `copytree` would keep until all else is copied."""
+
+
+def _settled(path: Path, work: Callable[[], T]) -> T:
+    """What `work` makes of the files below `path`, again from the beginning when one of them was renamed meanwhile."""
+    for _ in range(_ATTEMPTS):
+        try:
+            return work()
+        except (FileNotFoundError, _RenamedError) as exc:
+            last = exc
+    raise FileNotFoundError(f"{path} does not hold still") from last
+
+
+def _copy_file(source: str, target: str) -> str:
+    try:
+        return shutil.copy2(source, target)
+    except FileNotFoundError as exc:
+        raise _RenamedError from exc
 
 
 def _current(names: frozenset[str]) -> str:

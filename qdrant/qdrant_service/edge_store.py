@@ -36,7 +36,7 @@ from visionstack.errors import (
 from visionstack.inflight import time_left
 
 from .clauses import original_id_clause
-from .edge_disk import LogSync, check_space, disk_full, has_space, sync_tree, tree_size
+from .edge_disk import LogSync, check_space, copy_tree, disk_full, has_space, sync_tree, tree_size
 from .edge_index import build_index
 from .edge_registry import Registry
 from .edge_shard import Shard
@@ -219,7 +219,7 @@ class QdrantEdgeStore:
         try:
             live, folder = await self._run(partial(self._begin_index, name))
             try:
-                await loop.run_in_executor(self._syncing, partial(_copy, live.path, folder))
+                await loop.run_in_executor(self._syncing, partial(copy_tree, live.path, folder))
                 self._changeable.set()
                 await build_index(folder, live.config)
                 copy = await self._run(partial(Shard.load, live.config, folder))
@@ -340,15 +340,6 @@ class QdrantEdgeStore:
         shard.close()
         # what stays behind is removed at the next start
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _copy(source: Path, target: Path) -> None:
-    try:
-        shutil.copytree(source, target, dirs_exist_ok=True)
-    except (shutil.Error, FileNotFoundError):
-        if source.exists():
-            raise
-        raise CollectionNotFound from None  # deleted meanwhile
 
 
 def _translated(call: Callable[[], T]) -> T:
