@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import qdrant_edge as edge
 
 import qdrant_service.edge_disk
 import qdrant_service.edge_store
@@ -185,6 +186,25 @@ async def test_what_may_change_the_files_waits_for_the_copying(folder: Path, mon
     assert [hit.id for hit in await filtered] == [7]
     await until_indexed(store)
     assert await versions(store, range(2)) == {0: 1, 1: 0}
+    await store.close()
+
+
+async def test_how_an_index_is_searched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what the engine is asked: a collection in which its own ways miss neighbours would take minutes to fill."""
+    asked: list[tuple[bool, int]] = []
+    real = edge.SearchParams
+
+    def params(*, exact: bool, hnsw_ef: int) -> edge.SearchParams:
+        asked.append((exact, hnsw_ef))
+        return real(exact=exact, hnsw_ef=hnsw_ef)
+
+    monkeypatch.setattr(edge, "SearchParams", params)
+    store = await filled(folder)
+    await until_indexed(store)
+    filtered = parse_filter({"version": 0})
+    for limit, conditions in ((10, ()), (500, ()), (10, filtered)):
+        assert len(await store.search("images", vector(7), limit=limit, conditions=conditions)) == limit
+    assert asked == [(False, 400), (False, 500), (True, 400)]
     await store.close()
 
 
