@@ -22,7 +22,7 @@ _PREFIXES = (
 
 
 _LOG = "stack.log"
-_LOOP_WATCH = str(Path(__file__).with_name("loop_watch"))
+_LOOP_WATCH = str(Path(__file__).with_name("support") / "loop_watch")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -256,7 +256,7 @@ def test_weights_that_overflow(tmp_path: Path) -> None:
 
 def test_the_hub_and_its_absence() -> None:
     """In a process of its own: huggingface_hub reads its environment when it is imported."""
-    code = str(Path(__file__).with_name("blip_hub.py"))
+    code = str(ROOT / "tests/support/blip_hub.py")
     path = os.pathsep.join(str(ROOT / folder) for folder in ("common", "blip"))
     done = subprocess.run(
         [sys.executable, code, str(MODEL)],

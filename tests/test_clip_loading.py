@@ -72,7 +72,7 @@ def test_a_hub_model_downloads_once_and_its_refusals_say_what_to_do(folder: Path
     environment["PYTHONPATH"] = os.pathsep.join([str(root / "common"), str(root / "clip")])
 
     done = subprocess.run(
-        [sys.executable, str(root / "tests" / "clip_hub.py"), str(folder)],
+        [sys.executable, str(root / "tests/support/clip_hub.py"), str(folder)],
         env=environment,
         capture_output=True,
         text=True,

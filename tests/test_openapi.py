@@ -74,7 +74,7 @@ def check(
         cwd=folder,
         env=os.environ
         | {
-            "PYTHONPATH": str(Path(__file__).parent),
+            "PYTHONPATH": str(Path(__file__).with_name("support")),
             "SCHEMATHESIS_HOOKS": "openapi_hooks",
             "OPENAPI_PICTURE": base64.b64encode(picture).decode(),
             "OPENAPI_PICTURE_URL": host.put("/openapi.png", picture),

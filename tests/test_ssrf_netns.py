@@ -52,7 +52,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     command, why_not = namespace_command()
     if not command:
         pytest.skip(f"SSRF PROOF NOT RUN: {why_not}")
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT / "common"), str(ROOT / "tests")]))
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT / "common"), str(ROOT / "tests/support")]))
     done = subprocess.run(
         [*command, sys.executable, "-m", "netns.inside", str(tmp_path_factory.mktemp("netns"))],
         env=environment, capture_output=True, text=True, timeout=280,

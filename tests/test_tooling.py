@@ -117,7 +117,7 @@ def foreign_imports(folder: str) -> dict[str, Path]:
     todo = sorted(path for path in (ROOT / folder).rglob("*.py") if not {".envs", "peers"} & {*path.parts})
     own = OWN_MODULES | {
         path.stem
-        for name in ("demo", "tests", "tools", "bench")
+        for name in ("demo", "tests", "tests/support", "tools", "bench")
         for path in (ROOT / name).iterdir()
         if path.suffix in ("", ".py")
     }

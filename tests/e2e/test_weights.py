@@ -45,7 +45,7 @@ def project(engine: None, tmp_path: Path) -> Iterator[Containers]:
     folder = project.root / "hub"
     folder.mkdir()
     shutil.copy(_HERE / "weights_hub.py", folder)
-    shutil.copy(_HERE.parent / "model_hub.py", folder)
+    shutil.copy(_HERE.parent / "support/model_hub.py", folder)
     authority = trustme.CA()
     certificate = authority.issue_cert("github.com")
     authority.cert_pem.write_to_path(folder / "authority.pem")
