@@ -373,6 +373,20 @@ async def test_callers_that_leave_harm_nobody() -> None:
 # --- cost -------------------------------------------------------------------------------------------------------------
 
 
+async def test_memory_is_kept_for_the_next_picture_and_given_back_when_none_comes() -> None:
+    def resident_bytes(pid: int) -> int:
+        return int(status_of(pid)["VmRSS"].removesuffix("kB")) * 1024
+
+    data = encoded(photo(2000, 1500), "WEBP", method=0)  # 12 MB as Pillow holds it, and as much as libwebp gives it
+    async with running() as decoder:
+        (pid,) = decoder_processes()
+        idle = resident_bytes(pid)
+        await decoder.decode(data, working_size=WorkingSize())
+        assert resident_bytes(pid) > idle + 16 * MiB
+        await until(lambda: resident_bytes(pid) < idle + 8 * MiB)
+        assert decoder_processes() == {pid}
+
+
 @pytest.mark.alone
 async def test_the_loop_runs_on_while_a_large_picture_is_decoded() -> None:
     data = png_zeros(7680, 4320)

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -32,11 +33,15 @@ import orjson
 from .errors import ImageTooLarge, InvalidImage, Overloaded, ServiceUnavailable, UnsupportedMediaType, VisionError
 from .images import ImageLimits, Picture, WorkingSize, decode, ppm_header, prepare_process
 from .inflight import time_left
-from .machine import available_memory
+from .machine import available_memory, give_back_freed_memory, keep_freed_memory
 
 _MiB = 1024 * 1024
 # A worker that a huge picture has swollen gives its memory back by ending.
 _RECYCLE_RSS_BYTES = 512 * _MiB
+# What a worker may keep of one picture's memory for the next (a 4K WebP takes 130 MiB), and how long it waits for one
+# before it gives it back.
+_KEPT_BYTES = 192 * _MiB
+_KEPT_S = 5.0
 # What the hungriest format, WebP, takes while it is decoded, with something to spare.
 _BYTES_A_PIXEL = 20
 # Wall seconds that a CPU second may take on a crowded machine before a worker counts as stuck.
@@ -73,7 +78,9 @@ class Decoder:
         memory_bytes = memory_bytes or 1024 * _MiB + 2 * _BYTES_A_PIXEL * limits.max_pixels
         budget_bytes = budget_bytes or available_memory() // 4
         self._budget = _PixelBudget(max(limits.max_pixels, budget_bytes // _BYTES_A_PIXEL), wait_s)
-        self._workers = [_Worker(limits, memory_bytes, self._budget) for _ in range(workers)]
+        # so that what idle workers keep is no more than half of what working ones may take
+        kept_bytes = min(_KEPT_BYTES, budget_bytes // (2 * workers))
+        self._workers = [_Worker(limits, memory_bytes, kept_bytes, self._budget) for _ in range(workers)]
         self._idle = list(self._workers)
         self._slots = asyncio.Semaphore(workers)  # as many as are idle; wakes its waiters in order
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decoder")
@@ -183,10 +190,10 @@ class _Worker:
     """The parent's side of one child. All methods block and belong to one thread at a time, except `kill` and `close`,
     which may come from any."""
 
-    def __init__(self, limits: ImageLimits, memory_bytes: int, budget: _PixelBudget) -> None:
+    def __init__(self, limits: ImageLimits, memory_bytes: int, kept_bytes: int, budget: _PixelBudget) -> None:
+        self._setup = {"limits": asdict(limits), "memory_bytes": memory_bytes, "kept_bytes": kept_bytes}
         self._limits = limits
         self._budget = budget
-        self._memory_bytes = memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._ready = False
@@ -225,7 +232,7 @@ class _Worker:
                 env=_child_environment(),
                 process_group=0,  # Ctrl-C reaches the whole group of a terminal; the parent decides
             )
-        _send(self._socket, {"limits": asdict(self._limits), "memory_bytes": self._memory_bytes})
+        _send(self._socket, self._setup)
 
     def decode(self, data: bytes, working_size: WorkingSize | None) -> Picture:
         child = self.start()
@@ -350,11 +357,16 @@ def _serve(parent: socket.socket) -> None:
     setup, _ = _receive(parent, at_most=0)
     limits, memory_bytes = ImageLimits(**setup["limits"]), setup["memory_bytes"]
     prepare_process(limits)
+    keep_freed_memory(setup["kept_bytes"])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(ValueError, OSError):  # only Linux keeps such a limit
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     _send(parent, "ready")
+    arrival = select.poll()  # select() knows low file numbers only
+    arrival.register(parent, select.POLLIN)
     while True:
+        if not arrival.poll(_KEPT_S * 1000):
+            give_back_freed_memory()
         _answer(parent, limits)
 
 

@@ -1,6 +1,7 @@
 """What of the machine this process may use: a container's share, not what its host has."""
 
 import contextlib
+import ctypes
 import os
 from pathlib import Path
 
@@ -22,3 +23,27 @@ def available_memory() -> int:
         with contextlib.suppress(OSError, ValueError):  # no such file, or the word max
             return min(machine, int(Path(path).read_text("ascii")))
     return machine
+
+
+# of glibc's mallopt, and the most that it takes for the second
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_MAX_MMAP_THRESHOLD = 32 * 1024 * 1024
+
+
+def keep_freed_memory(most_bytes: int) -> None:
+    """Let the allocator keep up to so much of what is freed, for who asks next, until it is told to give it back.
+
+    By itself it gives large blocks back at once, and the system hands out every page of the next one anew: 32,000 of
+    them for a 4K WebP, a fifth of the time that decoding it takes. Does nothing where the C library is not glibc.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, min(most_bytes, _MAX_MMAP_THRESHOLD))
+        libc.mallopt(_M_TRIM_THRESHOLD, most_bytes)
+
+
+def give_back_freed_memory() -> None:
+    """What `keep_freed_memory` kept."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
