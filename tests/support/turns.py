@@ -27,10 +27,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         with _opened(_DOOR) as door:
             _lock(door, fcntl.LOCK_EX)
             _lock(turn, kind)
-        try:
-            return (yield)
-        finally:
-            fcntl.flock(turn, fcntl.LOCK_UN)  # closing would not do where a test has left a fork
+        return (yield)
 
 
 @contextmanager
@@ -39,6 +36,7 @@ def _opened(path: Path) -> Iterator[int]:
     try:
         yield descriptor
     finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone would not do where a test has left a fork
         os.close(descriptor)
 
 
