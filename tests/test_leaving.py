@@ -70,8 +70,7 @@ def served(model: GatedModel) -> Iterator[int]:
             return await service.predict("k", await service.picture(request))
 
     app = create_model_app(ModelSettings(), model, add_routes, title="t", description="")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # listens at once: a client never comes too early
         server = uvicorn.Server(uvicorn.Config(app, log_config=None))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

@@ -136,8 +136,7 @@ def qdrant_server() -> Iterator[int]:
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": response.content})
 
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # listens at once: a client never comes too early
         server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, log_level="critical"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="qdrant", daemon=True)
         thread.start()
