@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 async def in_time(fetch: Fetcher, limit_s: float, url: str = "http://img.test/a.png", **more: Any) -> None:
     started = time.monotonic()
     await refused(fetch, FetchTimeout, url, **more)
-    assert limit_s * 0.9 < time.monotonic() - started < limit_s + 0.5
+    assert limit_s * 0.9 < time.monotonic() - started < limit_s + 3  # on a busy machine; what has no end takes minutes
 
 
 async def test_one_deadline_covers_every_phase() -> None:

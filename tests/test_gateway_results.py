@@ -5,12 +5,13 @@ import json
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import httpx2
 import pytest
-from fastapi import FastAPI
+from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from gateway_process import gateway
@@ -21,6 +22,7 @@ from gateway_service.results import Kept, Key, ResultCache
 from gateway_service.services import Services
 from gateway_service.settings import GatewaySettings
 from local_stack import Stack
+from peer_server import nobody, served
 from scenes import webp
 from service_process import free_port
 from visionstack.inflight import Capacity
@@ -72,31 +74,28 @@ class Backends:
         self.status = 200
         self.clock = 0.0
         self.registry = CollectorRegistry()
-        peers = {
-            name: Peer(
-                name,
-                [f"http://{name}"],
-                timeout_s=5,
-                transport=httpx2.MockTransport(self.answer),
-                clock=lambda: self.clock,
-            )
-            for name in (*_ANSWERS, "qdrant")
-        }
-        self.services = Services(**peers, results=ResultCache(cache_bytes, self.registry))
+        self.results = ResultCache(cache_bytes, self.registry)
 
-    def answer(self, request: httpx2.Request) -> httpx2.Response:
-        name = request.url.host
-        if request.url.path == "/readyz":
+    @asynccontextmanager
+    async def services(self) -> AsyncIterator[Services]:
+        async with AsyncExitStack() as stack:
+            urls = {name: await stack.enter_async_context(served(partial(self.answer, name))) for name in _ANSWERS}
+            urls["qdrant"] = stack.enter_context(nobody())
+            peers = {name: Peer(name, [url], timeout_s=5, clock=lambda: self.clock) for name, url in urls.items()}
+            yield Services(**peers, results=self.results)
+
+    async def answer(self, name: str, request: web.BaseRequest) -> web.Response:
+        if request.path == "/readyz":
             status = {"status": "ok" if self.ready else "loading", "instance": self.instances[name]}
-            return httpx2.Response(200 if self.ready else 503, json=status)
+            return web.json_response(status, status=200 if self.ready else 503)
         self.asked[name] += 1
         if self.status != 200:
-            return httpx2.Response(self.status, json={"status": 503, "code": "overloaded", "detail": "Full."})
-        if request.url.path == "/embed":
+            return web.json_response({"status": 503, "code": "overloaded", "detail": "Full."}, status=self.status)
+        if request.path == "/embed":
             answer: Any = {"vector": [0.6, 0.8], "model": "m", "dim": 2}
         else:
             answer = _ANSWERS[name]
-        return httpx2.Response(200, json=answer, headers={"X-Instance": self.instances[name]})
+        return web.json_response(answer, headers={"X-Instance": self.instances[name]})
 
     def hits(self, service: str) -> float:
         labels = {"service": service, "outcome": "hit"}
@@ -105,10 +104,10 @@ class Backends:
 
 @asynccontextmanager
 async def client_of(backends: Backends) -> AsyncIterator[httpx2.AsyncClient]:
-    app: FastAPI = create_app(
-        GatewaySettings.model_validate({"api_key": "k", "decode_workers": 1}), services=backends.services
-    )
-    async with app.router.lifespan_context(app):
+    settings = GatewaySettings.model_validate({"api_key": "k", "decode_workers": 1})
+    async with AsyncExitStack() as stack:
+        app = create_app(settings, services=await stack.enter_async_context(backends.services()))
+        await stack.enter_async_context(app.router.lifespan_context(app))
         transport = httpx2.ASGITransport(app)
         headers = {"X-API-Key": "k"}
         async with httpx2.AsyncClient(transport=transport, base_url="http://gateway", headers=headers) as client:

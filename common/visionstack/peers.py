@@ -10,15 +10,16 @@ import logging
 import random
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlencode, urlsplit, urlunsplit
 
-import httpx2
+import aiohttp
 import orjson
 from asgi_correlation_id import correlation_id
+from yarl import URL
 
 from .errors import (
     Overloaded,
@@ -62,6 +63,19 @@ class Reply:
     status: int
     body: Any
     instance: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A part of a form that is a file."""
+
+    name: str
+    data: bytes
+    content_type: str
+
+
+Form = Mapping[str, str | Sequence[str] | File]
+"""A multipart form; a sequence makes a field of each of its values."""
 
 
 class Breaker:
@@ -108,6 +122,13 @@ class Breaker:
         self._trial = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    headers: Mapping[str, str]  # whatever the case of its keys
+    content: bytes
+
+
 @dataclass(slots=True, eq=False)
 class _Replica:
     base_url: str
@@ -128,10 +149,7 @@ class _NotSent(ServiceUnavailable):
 
 
 class Peer:
-    """One service behind one or more base addresses.
-
-    `transport` replaces the network in tests, name resolution too; `clock` is the breakers' time in seconds.
-    """
+    """One service behind one or more base addresses. `clock` is the breakers' time in seconds."""
 
     def __init__(
         self,
@@ -139,34 +157,24 @@ class Peer:
         urls: Sequence[str],
         *,
         timeout_s: float,
-        transport: httpx2.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self._clock = clock
         self._urls = tuple(url.rstrip("/") for url in urls)
         self._timeout_s = timeout_s
-        self._resolves = transport is None
         self._replicas = {url: _Replica(url, Breaker(clock=clock)) for url in self._urls}
         self._resolved_at = float("-inf")
         self._resolving: asyncio.Task[None] | None = None
         self._retry_tokens = _RETRY_RESERVE
         self._asking = asyncio.Lock()
-        self._client = httpx2.AsyncClient(
-            transport=transport
-            or httpx2.AsyncHTTPTransport(
-                limits=httpx2.Limits(
-                    max_connections=None, max_keepalive_connections=64, keepalive_expiry=_KEEPALIVE_EXPIRY_S
-                ),
-                trust_env=False,
-            ),
-            trust_env=False,
-        )
+        self._session: aiohttp.ClientSession | None = None  # made with the first call: it belongs to a loop
 
     async def aclose(self) -> None:
         if self._resolving is not None:
             self._resolving.cancel()
-        await self._client.aclose()
+        if self._session is not None:
+            await self._session.close()
 
     @property
     def breaker(self) -> BreakerState:
@@ -189,8 +197,7 @@ class Peer:
         json: Any = None,
         content: bytes | None = None,
         content_type: str | None = None,
-        data: dict[str, Any] | None = None,
-        files: Any = None,
+        form: Form | None = None,
         idempotent: bool = True,
         timeout_s: float | None = None,
     ) -> Reply:
@@ -199,7 +206,8 @@ class Peer:
         Raises what the peer answered as its `VisionError`; `ServiceUnavailable` when no replica can be reached,
         `UpstreamTimeout` when the answer is not complete within `timeout_s` or the time that the request in flight
         has left, `UpstreamError` for anything else.
-        A request that never left is tried once more elsewhere, one that broke off only if `idempotent`.
+        A request that never left is tried once more elsewhere, one that broke off only if `idempotent`; a GET or
+        DELETE on a kept connection that turns out to be closed goes out again on a new one in any case.
         """
         timeout_s = time_left(min(timeout_s or self._timeout_s, self._timeout_s))
         deadline = time.monotonic() + timeout_s
@@ -210,7 +218,9 @@ class Peer:
             content, content_type = json_bytes(json), "application/json"
         if content_type is not None:
             headers["Content-Type"] = content_type
-        request = {"params": params, "content": content, "data": data, "files": files}
+        if params:
+            path = f"{path}?{urlencode(params)}"
+        body = content if form is None else form
 
         self._retry_tokens = min(_RETRY_RESERVE, self._retry_tokens + _RETRY_RATIO)
         try:
@@ -218,14 +228,14 @@ class Peer:
                 await self._resolve_if_due()
                 replica = self._choose(None)
                 try:
-                    return await self._send(replica, method, path, request, headers, deadline)
+                    return await self._send(replica, method, path, body, headers, deadline)
                 except VisionError as error:
                     if not self._may_retry(error, idempotent):
                         raise
                     await asyncio.sleep(random.uniform(0.01, 0.05))  # noqa: S311 - jitter
-                    if isinstance(error, _NotSent) and self._resolves:
+                    if isinstance(error, _NotSent):
                         await self._resolve()  # a restarted container has a new address
-                    return await self._send(self._choose(replica), method, path, request, headers, deadline)
+                    return await self._send(self._choose(replica), method, path, body, headers, deadline)
         except TimeoutError:
             raise UpstreamTimeout(f"The {self.name} service did not answer in time; try again.") from None
 
@@ -262,9 +272,10 @@ class Peer:
 
     async def _ask_status(self, replica: _Replica, timeout_s: float) -> ServiceStatus | None:
         try:
-            response = await self._client.get(f"{replica.base_url}/readyz", timeout=timeout_s)
-            return ServiceStatus.model_validate_json(response.content)
-        except (httpx2.HTTPError, ValueError):
+            async with asyncio.timeout(timeout_s):
+                answer = await self._exchange("GET", f"{replica.base_url}/readyz", None, {})
+            return ServiceStatus.model_validate_json(answer.content)
+        except (aiohttp.ClientError, OSError, ValueError):
             return None
 
     def _may_retry(self, error: VisionError, idempotent: bool) -> bool:
@@ -289,30 +300,34 @@ class Peer:
         replica: _Replica,
         method: str,
         path: str,
-        request: dict[str, Any],
+        body: bytes | Form | None,
         headers: dict[str, str],
         deadline: float,
     ) -> Reply:
         left = max(0.001, deadline - time.monotonic())
-        timeout = httpx2.Timeout(left, connect=min(left, _CONNECT_TIMEOUT_S))
         theirs = left - min(_TO_ANSWER_S, left * _TO_ANSWER_SHARE)
+        headers = {**headers, TIMEOUT_HEADER: str(int(theirs * 1000))}
         with self._observed(replica, deadline):
-            response = await self._client.request(
-                method,
-                replica.base_url + path,
-                headers={**headers, TIMEOUT_HEADER: str(int(theirs * 1000))},
-                timeout=timeout,
-                **request,
-            )
-        if response.status_code >= 400:
-            raise self._error_of(response)
-        instance = response.headers.get(INSTANCE_HEADER)
+            answer = await self._exchange(method, replica.base_url + path, body, headers)
+        if answer.status >= 400:
+            raise self._error_of(answer)
+        instance = answer.headers.get(INSTANCE_HEADER)
         replica.instance, replica.asked_at = instance, self._clock()
         try:
             # the standard parser keeps integers of any size, which metadata may hold
-            return Reply(response.status_code, standard_json.loads(response.content), instance)
+            return Reply(answer.status, standard_json.loads(answer.content), instance)
         except ValueError:
             raise UpstreamError(log_detail=f"{self.name} answered no JSON") from None
+
+    async def _exchange(self, method: str, url: str, body: bytes | Form | None, headers: dict[str, str]) -> _Answer:
+        """One request and its whole answer; of its time only that for connecting is bounded here."""
+        if self._session is None:
+            self._session = _new_session()
+        data = body if body is None or isinstance(body, bytes) else _multipart(body)
+        async with self._session.request(
+            method, URL(url, encoded=True), data=data, headers=headers, allow_redirects=False
+        ) as response:
+            return _Answer(response.status, response.headers, await response.read())
 
     @contextmanager
     def _observed(self, replica: _Replica, deadline: float) -> Iterator[None]:
@@ -322,13 +337,10 @@ class Peer:
         replica.in_flight += 1
         try:
             yield
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as exc:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as exc:
             replica.breaker.failed()
             raise _NotSent(self.name, exc) from exc
-        except httpx2.TimeoutException as exc:
-            replica.breaker.timed_out(fair)
-            raise UpstreamTimeout(f"The {self.name} service did not answer in time; try again.") from exc
-        except httpx2.TransportError as exc:
+        except (aiohttp.ClientError, OSError) as exc:
             replica.breaker.failed()
             raise UpstreamError(
                 f"The {self.name} service broke off; try again.", log_detail=f"{self.name}: {exc!r}"
@@ -345,10 +357,10 @@ class Peer:
         finally:
             replica.in_flight -= 1
 
-    def _error_of(self, response: httpx2.Response) -> VisionError:
-        retry_after = response.headers.get("retry-after", "")
+    def _error_of(self, answer: _Answer) -> VisionError:
+        retry_after = answer.headers.get("Retry-After", "")
         try:
-            problem = orjson.loads(response.content)
+            problem = orjson.loads(answer.content)
         except orjson.JSONDecodeError:
             problem = None
         error = VisionError.from_problem(problem, retry_after=int(retry_after) if retry_after.isdecimal() else None)
@@ -361,12 +373,12 @@ class Peer:
             # what the peer blames on its caller is our fault, not our client's
             return UpstreamError(
                 f"The {self.name} service failed on this request; try again.",
-                log_detail=f"{self.name} answered {response.status_code}",
+                log_detail=f"{self.name} answered {answer.status}",
             )
         return error
 
     async def _resolve_if_due(self) -> None:
-        if not self._resolves or time.monotonic() - self._resolved_at < _RESOLVE_EVERY_S:
+        if time.monotonic() - self._resolved_at < _RESOLVE_EVERY_S:
             return
         if self._resolving is None or self._resolving.done():
             self._resolving = asyncio.create_task(self._resolve(), name=f"resolve-{self.name}")
@@ -381,6 +393,28 @@ class Peer:
         if found:
             self._replicas = found
         self._resolved_at = time.monotonic()
+
+
+def _new_session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        # no bound on connections: how many requests there are is `inflight`'s business
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_EXPIRY_S),
+        timeout=aiohttp.ClientTimeout(sock_connect=_CONNECT_TIMEOUT_S),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        skip_auto_headers=("User-Agent", "Accept-Encoding"),
+    )
+
+
+def _multipart(form: Form) -> aiohttp.FormData:
+    data = aiohttp.FormData(default_to_multipart=True)
+    for name, value in form.items():
+        if isinstance(value, File):
+            data.add_field(name, value.data, filename=value.name, content_type=value.content_type)
+        else:
+            for text in [value] if isinstance(value, str) else value:
+                data.add_field(name, text)
+    return data
 
 
 def json_bytes(value: Any) -> bytes:

@@ -72,7 +72,10 @@ def create_base_app(
     registry: CollectorRegistry,
     serve_metrics: bool = True,
 ) -> FastAPI:
-    """An app with the probes, the error shape and the middlewares; the caller adds its routes."""
+    """An app with the probes, the error shape and the middlewares; the caller adds its routes.
+
+    Whoever runs it without HTTP finds `readiness` in its state.
+    """
     app = _App(
         title=title,
         description=description,
@@ -82,6 +85,7 @@ def create_base_app(
         redirect_slashes=False,
         redoc_url=None,
     )
+    app.state.readiness = readiness
     _add_error_handlers(app)
     _add_probes(app, readiness, registry if serve_metrics else None)
     # added first = innermost
@@ -365,6 +369,6 @@ def configure_logging(service: str, *, log_format: str, log_level: str) -> None:
         uvicorn_logger = logging.getLogger(name)
         uvicorn_logger.handlers.clear()
         uvicorn_logger.propagate = name != "uvicorn.access"
-    # one line for each call to a peer would drown the log; httpx2 also logs full URLs
-    for name in ("httpx2", "httpcore2", "httpx", "httpcore"):
+    # of the clients of Qdrant and of image hosts: a line a call would drown the log, and httpx's have full URLs
+    for name in ("httpcore2", "httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)

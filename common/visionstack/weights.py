@@ -9,7 +9,6 @@ import importlib
 import signal
 import sys
 
-import httpx2
 from fastapi import FastAPI
 
 from .schemas import ServiceStatus
@@ -19,13 +18,9 @@ _LOOK_EVERY_S = 0.2
 
 async def load_once(app: FastAPI) -> ServiceStatus:
     """What the service says of itself once its model is no longer loading."""
-    transport = httpx2.ASGITransport(app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx2.AsyncClient(transport=transport, base_url="http://service") as client,
-    ):
+    async with app.router.lifespan_context(app):
         while True:
-            status = ServiceStatus.model_validate_json((await client.get("/readyz")).content)
+            status: ServiceStatus = app.state.readiness()
             if status.status != "loading":
                 return status
             await asyncio.sleep(_LOOK_EVERY_S)

@@ -14,6 +14,8 @@ from visionstack.decoder import Decoder
 from visionstack.fetch import Fetcher
 from visionstack.images import WorkingSize
 from visionstack.inflight import hold
+from visionstack.model_service import PPM_TYPE
+from visionstack.peers import File
 from visionstack.schemas import Detection, ImageInfo
 
 _WORKING_SIZE = WorkingSize()
@@ -29,6 +31,11 @@ class Decoded:
     ppm: bytes = field(repr=False)
     width: int
     height: int
+
+    @property
+    def file(self) -> File:
+        """The pixels as a form's part."""
+        return File("picture.ppm", self.ppm, PPM_TYPE)
 
     def in_original_pixels(self, detection: Detection) -> Detection:
         """The same box on the picture as it was sent, upright and inside its borders."""

@@ -70,8 +70,7 @@ class Services:
             return await self.clip.call(
                 "POST",
                 "/analyze/tags",
-                files={"file": ("picture.ppm", decoded.ppm, PPM_TYPE)},
-                data={"limit": str(options.limit), "tags": options.tags},
+                form={"file": decoded.file, "limit": str(options.limit), "tags": options.tags},
             )
 
         parameters = options.limit, None if options.tags is None else tuple(options.tags)

@@ -15,8 +15,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from visionstack.errors import UpstreamTimeout, VisionError
 from visionstack.forms import MULTIPART, EmbedForm, SearchForm, UpsertForm, refuse_misfilled_fields
 from visionstack.inflight import holding_apart, time_left
-from visionstack.model_service import PPM_TYPE
-from visionstack.peers import json_bytes
+from visionstack.peers import File, json_bytes
 from visionstack.schemas import (
     DEFAULT_COLLECTION,
     BatchError,
@@ -97,31 +96,31 @@ class VectorStore:
         self, picture: Received, id: int | str | None, metadata: Metadata | None, collection: str
     ) -> Upserted:
         # With the id made here a retried upsert replaces its own point instead of making a second one.
-        form = {"id": str(uuid4() if id is None else id), "collection": collection}
+        form: dict[str, str | File] = {"id": str(uuid4() if id is None else id), "collection": collection}
         if metadata is not None:
             form["metadata_json"] = json_bytes(metadata).decode()
-        return checked(
-            _UPSERTED, await self._peer.post("/upsert/file", files=await _file(picture), data=form), "qdrant"
-        )
+        form["file"] = (await picture.decoded()).file
+        return checked(_UPSERTED, await self._peer.post("/upsert/file", form=form), "qdrant")
 
     async def upsert_vector(self, body: UpsertVectorRequest) -> Upserted:
         with_id = body if body.id is not None else body.model_copy(update={"id": str(uuid4())})
         return checked(_UPSERTED, await self._peer.post("/upsert/vector", json=with_id.model_dump()), "qdrant")
 
     async def search_picture(self, picture: Received, fields: SearchFields) -> list[Hit]:
-        form = {"limit": str(fields.limit), "collection": fields.collection}
+        form: dict[str, str | File] = {"limit": str(fields.limit), "collection": fields.collection}
         if fields.score_threshold is not None:
             form["score_threshold"] = repr(fields.score_threshold)
         if fields.filter_metadata is not None:
             form["filter_metadata"] = json_bytes(fields.filter_metadata).decode()
-        return checked(_HITS, await self._peer.post("/search/file", files=await _file(picture), data=form), "qdrant")
+        form["file"] = (await picture.decoded()).file
+        return checked(_HITS, await self._peer.post("/search/file", form=form), "qdrant")
 
     async def search(self, path: str, body: SearchVectorRequest | SearchTextRequest) -> list[Hit]:
         return checked(_HITS, await self._peer.post(path, json=body.model_dump()), "qdrant")
 
     async def point(self, path: str, id: str, collection: str, with_vector: bool) -> Point:
         # ids may hold anything, so they travel as a parameter and never as a part of the path
-        params = {"id": id, "collection": collection, "with_vector": with_vector}
+        params = {"id": id, "collection": collection, "with_vector": int(with_vector)}
         return checked(_POINT, await self._peer.get(path, params=params), "qdrant")
 
     async def delete(self, body: DeletePointsRequest) -> Deleted:
@@ -141,10 +140,6 @@ class VectorStore:
     async def delete_collection(self, name: str) -> CollectionDeleted:
         reply = await self._peer.call("DELETE", f"/collections/{name}", idempotent=False)
         return checked(_COLLECTION_DELETED, reply.body, "qdrant")
-
-
-async def _file(picture: Received) -> dict[str, tuple[str, bytes, str]]:
-    return {"file": ("picture.ppm", (await picture.decoded()).ppm, PPM_TYPE)}
 
 
 def vectors_routers(
