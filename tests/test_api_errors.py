@@ -236,7 +236,7 @@ def test_upstream_timeout_and_the_part_of_a_slow_service(stack: Stack, impatient
     assert answer["errors"]["blip"]["code"] == "upstream_timeout"
     assert answer["clip"]
     assert answer["yolo"] is not None
-    assert answer["timings_ms"]["total"] < 2500
+    assert answer["timings_ms"]["total"] < 10_000  # of 0.7 s for blip, and not of the 90 that a request may take
 
 
 def test_service_unavailable_when_nothing_listens(stack: Stack) -> None:

@@ -70,7 +70,7 @@ async def test_the_next_address_is_tried_when_one_refuses_or_stays_silent() -> N
         resolver = always("93.184.216.1", "2606:4700:4700::1111", PUBLIC)
         started = time.monotonic()
         assert await fetcher(internet, resolver=resolver).fetch("http://img.test/") == b"x"
-    assert 0.9 < time.monotonic() - started < 2.5
+    assert 0.9 < time.monotonic() - started < 8  # a second for the silent one, and not the ten of the whole download
     assert [address for address, _ in internet.dialled] == ["93.184.216.1", "2606:4700:4700::1111", PUBLIC]
 
 
