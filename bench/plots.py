@@ -52,7 +52,7 @@ def _median(samples: Samples, name: str) -> float:
 def _clip(axes: Any, record: Record) -> None:
     samples, peers = record.samples, record.parts["clip"]["facts"]["peers"]
     names = {"bare-own": "bare loop (own)", "bare-torch": "bare loop (open_clip)", "service": "clip service"}
-    names |= {peer: peer for peer in peers}
+    names |= {peer: peer for peer in sorted(peers)}
     found = [samples[f"clip.{name}.32.per_s"] for name in names]
     medians = [Figure.of(values).median for values in found]
     low = [median - min(values) for median, values in zip(medians, found, strict=True)]
