@@ -1,6 +1,8 @@
 """The scaffolding: one error shape for everything, request ids, probes."""
 
 import logging
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
@@ -172,3 +174,21 @@ async def test_not_ready_is_a_503() -> None:
         assert response.status_code == 503
         assert response.json()["status"] == "loading"
         assert response.headers["retry-after"] == "2"
+
+
+_A_LINE_EACH = """
+import logging
+import subprocess
+import sys
+from visionstack.web import configure_logging
+
+configure_logging("clip", log_format="json", log_level="debug")
+for name in ("httpx2", "httpcore2.connection", "httpx", "httpcore.http11", "visionstack.hub"):
+    logging.getLogger(name).info("GET http://hub/weights?signature=secret")
+"""
+
+
+def test_what_http_clients_say_of_their_calls_is_in_no_log() -> None:
+    command = [sys.executable, "-c", _A_LINE_EACH]
+    (line,) = subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines()
+    assert '"visionstack.hub"' in line

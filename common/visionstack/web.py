@@ -369,6 +369,6 @@ def configure_logging(service: str, *, log_format: str, log_level: str) -> None:
         uvicorn_logger = logging.getLogger(name)
         uvicorn_logger.handlers.clear()
         uvicorn_logger.propagate = name != "uvicorn.access"
-    # of the clients of Qdrant and of image hosts: a line a call would drown the log, and httpx's have full URLs
-    for name in ("httpcore2", "httpx", "httpcore"):
+    # of the clients of Qdrant, of image hosts and of the model hub: a line a call would drown the log, with full URLs
+    for name in ("httpx2", "httpcore2", "httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
