@@ -18,6 +18,7 @@ from PIL import Image
 from gateway_process import KEY, gateway
 from image_host import ImageHost
 from local_stack import ROOT, Stack
+from peer_server import nobody
 from problems import assert_problem
 from scenes import encoded, picture, webp
 
@@ -193,10 +194,8 @@ def test_fetch_failed_when_the_host_breaks_off(api: httpx2.Client, image_host: I
         handler.wfile.write(webp(1)[:1000])
 
     assert_problem(api.post("/analyze/clip", json={"url": image_host.on("/half.webp", half)}), 502, "fetch_failed")
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    assert_problem(api.post("/analyze/clip", json={"url": f"http://127.0.0.1:{port}/"}), 502, "fetch_failed")
+    with nobody() as url:
+        assert_problem(api.post("/analyze/clip", json={"url": url}), 502, "fetch_failed")
 
 
 def test_fetch_timeout(impatient: httpx2.Client, image_host: ImageHost) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -168,13 +169,23 @@ async def test_whatever_is_no_answer_is_an_upstream_error(sent: bytes) -> None:
     assert "127.0.0.1" not in caught.value.detail
 
 
-@pytest.mark.parametrize("url", [None, "http://no-such-host.invalid:8000", "http://[::1]:1"])
-async def test_a_service_that_cannot_be_reached_is_unavailable(url: str | None) -> None:
-    with nobody() as refusing:
-        peer = Peer("clip", [url or refusing], timeout_s=5)
+async def test_a_service_that_cannot_be_reached_is_unavailable() -> None:
+    async with peer_of(None) as peer:
         with pytest.raises(ServiceUnavailable) as caught:
             await peer.get("/")
-        await peer.aclose()
+    assert caught.value.detail == "The clip service is not reachable; try again as Retry-After says."
+
+
+async def test_a_service_without_an_address_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lookup(*_: object, **__: object) -> list[object]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    # not of a real name server, whose answer may take its time
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
+    peer = Peer("clip", ["http://clip:8000"], timeout_s=5)
+    with pytest.raises(ServiceUnavailable) as caught:
+        await peer.get("/")
+    await peer.aclose()
     assert caught.value.detail == "The clip service is not reachable; try again as Retry-After says."
 
 
