@@ -1,7 +1,6 @@
 """The yolo service: its route, its answers under load, and its process."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import torch
 from PIL import Image
 
 from problems import assert_problem
+from service_process import free_port
 from visionstack.model_service import PPM_TYPE
 from visionstack.schemas import Detection
 from yolo_networks import CLASS_NAMES, SIDE, assert_alike, blocks, make_network, write_checkpoint
@@ -174,13 +174,6 @@ def start(port: int, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "uvicorn", "main:app", "--port", str(port)]
     settings = {"DEVICE": "cpu", "PRECISION": "fp32", "THREADS": "1", "LOG_FORMAT": "console"} | environment
     return subprocess.Popen(command, cwd=YOLO_FOLDER, env=os.environ | settings, stderr=subprocess.PIPE, text=True)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def test_main_serves_the_checkpoint_of_its_environment(checkpoint: Path) -> None:
